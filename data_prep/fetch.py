@@ -1,0 +1,242 @@
+"""Download an archive so that it can be resumed and trusted, and unpack it so that it can do no harm.
+
+`download` keeps what has arrived in `<name>.part`, asks only for the rest after an interruption, goes on to
+the next mirror when one fails, and gives the file its name only when its SHA-256 is one of the accepted ones.
+`unpack` writes plain files and folders below one folder and refuses everything else an archive can hold.
+"""
+
+import gzip
+import http.client
+import os
+import shutil
+import sys
+import tarfile
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Collection, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from tqdm import tqdm
+
+from data_prep.corpus import DataError, sha256_of
+
+CHUNK = 1 << 16
+HEADERS = {"User-Agent": "hlstm-data-prep/1"}
+
+
+class Progress:
+    """A progress bar on a terminal; elsewhere one plain line at every quarter of the way."""
+
+    def __init__(self, title: str, total: int | None, unit: str = "files", done: int = 0) -> None:
+        self.title, self.total, self.unit, self.done = title, total, unit, done
+        self.plain = not sys.stderr.isatty()
+        look = {"unit": unit, "unit_scale": unit == "bytes", "disable": self.plain}
+        self.bar = tqdm(desc=title, total=total, initial=done, **look)
+
+    def update(self, count: int = 1) -> None:
+        """Report that `count` more units are done."""
+        before, self.done = self.done, self.done + count
+        self.bar.update(count)
+        if self.plain and self.total and before * 4 // self.total < self.done * 4 // self.total:
+            print(f"{self.title}: {self.done:,} of {self.total:,} {self.unit}", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+
+class _Broken(Exception):
+    """A transfer that stopped early; what arrived is kept and another try may go on from there."""
+
+
+class _Refused(_Broken):
+    """A transfer that another try would not mend."""
+
+
+def _transfer(url: str, part: Path, timeout: float, max_bytes: int) -> bool:
+    """Bring `part` to its full length from `url`; True if bytes of an earlier transfer are in it."""
+    start = part.stat().st_size if part.exists() else 0
+    headers = HEADERS | ({"Range": f"bytes={start}-"} if start else {})
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout) as reply:
+            if reply.status != 206:  # a server that ignores Range sends the whole file from its first byte
+                start = 0
+            elif not reply.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+                part.unlink()
+                raise _Broken("the server sent another part of the file than was asked for")
+            length = reply.headers.get("Content-Length")
+            total = start + int(length) if length is not None else None
+            if total is not None and total > max_bytes:
+                raise _Refused(f"{total:,} bytes, more than the {max_bytes:,} expected at most")
+            mode = "ab" if start else "wb"
+            with open(part, mode) as file, Progress("download", total, "bytes", start) as bar:
+                while block := reply.read(CHUNK):
+                    file.write(block)
+                    bar.update(len(block))
+                    if bar.done > max_bytes:
+                        part.unlink()
+                        raise _Refused(f"more than the {max_bytes:,} bytes expected at most")
+            if total is not None and bar.done != total:
+                raise _Broken(f"the transfer stopped after {bar.done:,} of {total:,} bytes")
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and start:  # nothing is left to ask for: the file may be complete
+            return True
+        kind = _Refused if 400 <= error.code < 500 else _Broken
+        raise kind(f"HTTP status {error.code} {error.reason}") from None
+    except (http.client.HTTPException, OSError, ValueError) as error:
+        raise _Broken(str(getattr(error, "reason", "") or error) or type(error).__name__) from None
+    return start > 0
+
+
+def _fetch_one(url: str, part: Path, accepted: Collection[str], tries: int, pause: float, **limits) -> str:
+    """Download one address into `part`, in up to `tries` goes; returns the SHA-256 of the complete file."""
+    for attempt in range(1, tries + 1):
+        try:
+            resumed = _transfer(url, part, **limits)
+            digest = sha256_of(part)
+            if digest not in accepted and resumed:
+                # The earlier bytes may come from another mirror or another version: once more, from nothing.
+                part.unlink()
+                _transfer(url, part, **limits)
+                digest = sha256_of(part)
+            return digest
+        except _Broken as error:
+            if isinstance(error, _Refused) or attempt == tries:
+                raise
+            time.sleep(pause * 2 ** (attempt - 1))
+    raise ValueError("tries must be at least 1")
+
+
+def download(
+    urls: Sequence[str],
+    target: str | os.PathLike,
+    accepted: Collection[str],
+    *,
+    tries: int = 3,
+    pause: float = 1.0,
+    timeout: float = 30.0,
+    max_bytes: int = 1 << 30,
+) -> str:
+    """Download `target` from the first address that delivers an accepted file.
+
+    Args:
+        urls: the addresses, best first; the others are mirrors.
+        target: the file to make; left alone if it is there with an accepted digest.
+        accepted: SHA-256 digests, hexadecimal, any of which will do.
+        tries, pause: attempts at each address and the seconds between the first two, doubled each time.
+        timeout: seconds a server may stay silent.
+        max_bytes: the longest file that will be taken.
+
+    Returns:
+        The SHA-256 of the file.
+
+    Raises:
+        DataError: no address delivered, or what came has a digest that is not accepted. Such a file is kept
+            beside the target as `<name>.unlisted`, so that one who trusts it need not download it again.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part, unlisted = (target.with_name(target.name + end) for end in (".part", ".unlisted"))
+    for file in (target, part, unlisted):
+        if file.is_file() and (digest := sha256_of(file)) in accepted:
+            os.replace(file, target)
+            return digest
+    said, found = [], None
+    for url in urls:
+        try:
+            digest = _fetch_one(url, part, accepted, tries, pause, timeout=timeout, max_bytes=max_bytes)
+        except _Broken as error:
+            said.append(f"{url} ({error})")
+            continue
+        if digest in accepted:
+            os.replace(part, target)
+            unlisted.unlink(missing_ok=True)
+            return digest
+        os.replace(part, unlisted)
+        found = url, digest
+    if found:
+        url, digest = found
+        raise DataError(
+            f"{unlisted}: {url} sent a file with the SHA-256 {digest}, which is not a known one; "
+            f"if you trust it, pass --sha256 {digest} or --archive {unlisted}"
+        )
+    raise DataError(
+        f"{target}: could not be downloaded from {', '.join(said)}; run the command again to go on where it "
+        "stopped, or fetch the archive by other means and pass --archive PATH"
+    )
+
+
+def _refusal(member: tarfile.TarInfo) -> str | None:
+    """Why a member of an archive must not be unpacked, or None."""
+    name = member.name.replace("\\", "/")
+    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive:
+        return "has an absolute path"
+    if ".." in PurePosixPath(name).parts or "\0" in name:
+        return "has a path that leads out of the folder"
+    if member.issym() or member.islnk():
+        return "is a link"
+    if not (member.isfile() or member.isdir()):
+        return "is neither a file nor a folder"
+    return None
+
+
+def unpack(
+    archive: str | os.PathLike,
+    folder: str | os.PathLike,
+    *,
+    max_bytes: int = 1 << 30,
+    max_members: int = 100_000,
+) -> None:
+    """Unpack a `.tar.gz` into `folder`: plain files and folders, nothing outside it, no more than the limits.
+
+    The archive is read to its last byte, so that its checksum is checked as well.
+
+    Raises:
+        DataError: the archive is missing, truncated, damaged or too large, or holds an absolute path, a path
+            with `..`, a link, a device or the same file twice.
+    """
+    archive, folder = Path(archive), Path(folder)
+    remedy = "fetch the archive again, from a source you trust"
+    size = 0
+    try:
+        with gzip.open(archive) as stream:
+            with tarfile.open(fileobj=stream, mode="r|") as tar:
+                for count, member in enumerate(tar, start=1):
+                    size += member.size
+                    problem = _refusal(member)
+                    if size > max_bytes or count > max_members:
+                        problem = f"goes past the limit of {max_bytes:,} bytes or {max_members:,} members"
+                    if problem:
+                        raise DataError(f"{archive}: member {member.name!r} {problem}; {remedy}")
+                    _write_member(tar, member, folder / member.name)
+            while block := stream.read(CHUNK):
+                size += len(block)
+                if size > max_bytes:
+                    raise DataError(f"{archive}: goes past the limit of {max_bytes:,} bytes; {remedy}")
+    except FileNotFoundError:
+        raise DataError(f"{archive}: no such file; give the path of the archive with --archive") from None
+    except FileExistsError as error:
+        raise DataError(f"{archive}: member {error} is there twice; {remedy}") from None
+    except (EOFError, gzip.BadGzipFile, tarfile.TarError, zlib.error) as error:
+        raise DataError(f"{archive}: truncated or damaged ({error}); {remedy}") from None
+
+
+def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+    """Write one plain file or folder.
+
+    Raises:
+        FileExistsError: a file of that name is there; its text is the name of the member.
+    """
+    try:
+        if member.isdir():
+            path.mkdir(parents=True, exist_ok=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "xb") as file:
+                shutil.copyfileobj(tar.extractfile(member), file)
+    except (FileExistsError, NotADirectoryError):
+        raise FileExistsError(repr(member.name)) from None

@@ -1,0 +1,95 @@
+"""The command line: `python -m hlstm_src run|evaluate|report|doctor`, each with --help."""
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+                  help="Grow and Prune LSTMs: run and read the experiments of the book.")
+ProfileOption = Annotated[str, typer.Option(help="smoke, laptop, desk or paper")]
+
+
+@app.command()
+def run(name: Annotated[str, typer.Argument(help="experiment, such as ds2-lstm")], profile: ProfileOption = "laptop",
+        seed: int = 0, force: Annotated[bool, typer.Option(help="train even if there is a record")] = False):
+    """Train an experiment, or say that its record is up to date."""
+    from . import experiments, records
+    record = experiments.run(name, profile, seed, force=force)
+    rates = "  ".join(f"{k} {record.scores[k]:.2f} %" for k in ("wer", "cer"))
+    cell = record.counts.cell
+    print(f"{name} {profile} seed {seed}: {rates}  live recurrent weights {cell.nonzero_params:,} of {cell.params:,}")
+    print(f"record: {_short(records.path_of(name, profile, seed))}")
+
+
+@app.command()
+def evaluate(model: Annotated[Path, typer.Argument(help="a .safetensors file that `run` wrote")],
+             corpus: Annotated[Path, typer.Option(help="corpus folder, such as data/an4")],
+             split: Annotated[str, typer.Option(help="train, valid or test")] = "test",
+             show: Annotated[int, typer.Option(help="print so many transcripts")] = 0):
+    """Score a stored model on a corpus."""
+    from . import experiments
+    from .corpora import SpeechCorpus
+    speech = SpeechCorpus(corpus)
+    rates, heard = experiments.evaluate(model, speech, split)
+    for u, text in list(zip(speech.split(split), heard))[:show]:
+        print(f"{u.id}\n  said   {u.transcript}\n  heard  {text}")
+    print(f"{model.name} on {speech.name} {split}: WER {rates['wer']:.4f} %, 95 % interval "
+          f"{rates['wer_low']:.1f} to {rates['wer_high']:.1f}; CER {rates['cer']:.4f} %; {rates['utterances']:.0f} utterances")
+
+
+@app.command()
+def report(profile: ProfileOption = "laptop"):
+    """Print the tables that the records of a profile make."""
+    from . import tables
+    print(tables.report(profile))
+
+
+@app.command()
+def doctor():
+    """Look at this machine: packages, cores, GPU, corpora. Exit code 1 if something needed is missing."""
+    import torch
+
+    from .profiles import PROFILES, ROOT
+    missing = []
+    for package in ("accelerate", "jiwer", "jupyter_book", "numpy", "pandas", "papermill", "safetensors", "snakemake",
+                    "soundfile"):
+        found = importlib.util.find_spec(package) is not None
+        print(f"{'ok     ' if found else 'missing'}  package {package}")
+        missing += [] if found else [package]
+    print(f"ok       torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores, "
+          + (torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"))
+    print(f"ok       {shutil.disk_usage(ROOT).free >> 30} GB free")
+    for folder in dict.fromkeys(p.speech.corpus for p in PROFILES.values()):
+        there = (ROOT / folder / "corpus.json").exists()
+        print(f"{'ok     ' if there else 'absent '}  corpus {folder}"
+              + ("" if there else f": `python -m data_prep.an4 --out {folder}` (for the profiles desk and paper)"))
+    if missing:
+        raise SystemExit(f"missing: {', '.join(missing)}; install with `pip install -r requirements.lock`")
+
+
+def _short(path: Path) -> str:
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def main() -> None:
+    """Runs the command line; what users can mend is one line on standard error and exit code 1, not a traceback."""
+    from .corpora import CorpusError
+    from .records import RecordError
+    from .training import Interrupted, TrainingError
+    try:
+        app()
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(130)
+    except (CorpusError, RecordError, TrainingError, FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

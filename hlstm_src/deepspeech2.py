@@ -1,0 +1,148 @@
+"""DeepSpeech2 (Amodei et al., 2016) in the size that the paper trains on AN4.
+
+Sound -> log spectrogram (161 bins) -> two convolutions -> bidirectional recurrent layers, directions summed, with batch
+normalisation between them -> letters, trained with CTC. Lengths travel with the data: no result depends on padding or on
+which other utterances share the batch (in training, batch normalisation sees the batch's valid frames only).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .lstm import HLSTM, flip
+
+SAMPLE_RATE = 16_000
+WINDOW, HOP = 320, 160                 # 20 ms and 10 ms
+BINS = WINDOW // 2 + 1                 # 161
+CONVOLUTIONS = ((41, 11, 2, 2), (21, 11, 2, 1))   # kernel and stride, in frequency and time: (kF, kT, sF, sT)
+
+
+def frames(samples: Tensor | int) -> Tensor | int:
+    """Number of whole windows in so many samples; at least one, since shorter sound is padded with silence."""
+    count = 1 + (samples - WINDOW) // HOP
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
+
+
+def spectrogram(waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Log magnitude spectrogram, normalised to mean 0 and variance 1 within each utterance.
+
+    waves (B, N) in [-1, 1] at 16 kHz, padded with zeros; lengths (B) in samples -> (B, 161, T), frames (B).
+    """
+    if waves.shape[1] < WINDOW:
+        waves = F.pad(waves, (0, WINDOW - waves.shape[1]))
+    window = torch.hann_window(WINDOW, device=waves.device)
+    spec = torch.stft(waves, WINDOW, HOP, window=window, center=False, return_complex=True).abs()
+    spec, count = (spec * 1000).log1p(), frames(lengths)           # 1000: ordinary speech spans the curve of log1p
+    alive = _alive(count, spec.shape[2])[:, None]                  # (B, 1, T)
+    size = count[:, None, None] * BINS
+    mean = (spec * alive).sum((1, 2), keepdim=True) / size
+    variance = ((spec - mean) ** 2 * alive).sum((1, 2), keepdim=True) / size
+    return (spec - mean) / (variance + 1e-8).sqrt() * alive, count
+
+
+def spec_augment(spec: Tensor, lengths: Tensor, time: int, frequency: int, masks: int, generator=None) -> Tensor:
+    """Blanks `masks` random bands of up to `frequency` bins and `time` frames (Park et al., 2019). (B, 161, T)."""
+    def band(limit: Tensor, widest: int, size: int) -> Tensor:     # (B, size), False inside a random band
+        width = (torch.rand(len(limit), generator=generator) * (widest + 1)).floor()
+        width = torch.minimum(width, limit // 4)                   # never more than a quarter of a short utterance
+        start = (torch.rand(len(limit), generator=generator) * (limit - width + 1)).floor()
+        t = torch.arange(size)
+        return ~((t >= start[:, None]) & (t < (start + width)[:, None]))
+    limits = lengths.cpu()
+    for _ in range(masks):
+        spec = spec * band(torch.full_like(limits, BINS), frequency, BINS)[:, :, None].to(spec.device)
+        spec = spec * band(limits, time, spec.shape[2])[:, None].to(spec.device)
+    return spec
+
+
+class MaskedBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation over valid frames only: x (B, T, C) or (B, T, C, F), alive (B, T). Padding becomes zero."""
+
+    def forward(self, x: Tensor, alive: Tensor) -> Tensor:
+        y = torch.zeros_like(x, dtype=self.weight.dtype)
+        y[alive] = super().forward(x[alive].to(self.weight.dtype))
+        return y
+
+
+class GRU(nn.Module):
+    """One bidirectional GRU layer, directions summed, with `HLSTM`'s way of handling lengths."""
+
+    def __init__(self, input_size: int, hidden_size: int):
+        super().__init__()
+        self.forth, self.back = nn.GRU(input_size, hidden_size), nn.GRU(input_size, hidden_size)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """x (T, B, I) -> (T, B, H)."""
+        return self.forth(x)[0] + flip(self.back(flip(x, lengths))[0], lengths)
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer with batch normalisation of its input: the block that DeepSpeech2 repeats."""
+
+    def __init__(self, cell: str, input_size: int, hidden_size: int, norm: bool, **options):
+        super().__init__()
+        self.norm = MaskedBatchNorm(input_size) if norm else None
+        if cell == "gru":
+            self.rnn = GRU(input_size, hidden_size)
+        elif cell in ("lstm", "hlstm"):
+            options = options if cell == "hlstm" else {"gate_layers": 0}
+            self.rnn = HLSTM(input_size, hidden_size, bidirectional=True, merge="sum", **options)
+        else:
+            raise ValueError(f"cell {cell!r}: choose lstm, gru or hlstm")
+
+    def forward(self, x: Tensor, lengths: Tensor, alive: Tensor) -> Tensor:
+        """x (B, T, I), alive (B, T) -> (B, T, H), zero behind each sequence's end."""
+        x = self.norm(x, alive) if self.norm else x
+        x = x.transpose(0, 1)
+        y = self.rnn(x, lengths) if isinstance(self.rnn, GRU) else self.rnn(x, lengths=lengths, with_state=False)[0]
+        return y.transpose(0, 1) * alive[..., None]
+
+
+class DeepSpeech2(nn.Module):
+    """The recogniser. The paper: layers=5, hidden=800, cell="lstm"; H-LSTM: layers=3, cell="hlstm".
+
+    Args: labels, blank included; cell lstm | gru | hlstm; layers; hidden; channels of the convolutions; dropout between
+    recurrent layers; further options go to each `HLSTM` (gate_layers, gate_width, activation, gate_dropout).
+    """
+
+    def __init__(self, labels: int, cell: str = "lstm", layers: int = 5, hidden: int = 800, channels: int = 32,
+                 dropout: float = 0.0, **options):
+        super().__init__()
+        self.convolutions, self.norms = nn.ModuleList(), nn.ModuleList()
+        bins, last = BINS, 1
+        for kF, kT, sF, sT in CONVOLUTIONS:
+            self.convolutions.append(nn.Conv2d(last, channels, (kF, kT), (sF, sT), (0, kT // 2), bias=False))
+            self.norms.append(MaskedBatchNorm(channels))
+            bins, last = (bins - kF) // sF + 1, channels
+        size = bins * channels                                     # 21 * 32 = 672 at the paper's size
+        self.rnns = nn.ModuleList(Recurrent(cell, size if k == 0 else hidden, hidden, k > 0, **options)
+                                  for k in range(layers))
+        self.norm, self.output, self.dropout = MaskedBatchNorm(hidden), nn.Linear(hidden, labels), dropout
+
+    def forward(self, spec: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """spec (B, 161, T), lengths (B) in frames -> log probabilities (B, T', labels) and lengths (B); T' = T / 2."""
+        x = spec[:, None]                                          # (B, 1, F, T)
+        for convolution, norm, (_, kT, _, sT) in zip(self.convolutions, self.norms, CONVOLUTIONS):
+            x = convolution(x)
+            lengths = (lengths + 2 * (kT // 2) - kT) // sT + 1
+            alive = _alive(lengths, x.shape[3])
+            x = F.hardtanh(norm(x.permute(0, 3, 1, 2), alive), 0, 20)
+            x = x.permute(0, 2, 3, 1) * alive[:, None, None]
+        x = x.flatten(1, 2).transpose(1, 2)                        # (B, T', C*F)
+        for k, block in enumerate(self.rnns):
+            x = block(F.dropout(x, self.dropout, self.training and k > 0), lengths, alive)
+        return self.output(self.norm(x, alive)).float().log_softmax(-1), lengths
+
+
+def ctc_loss(log_probs: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
+    """CTC (Graves et al., 2006), mean over the batch of each utterance's loss per letter; label 0 is the blank.
+
+    log_probs (B, T', labels), lengths (B), targets (sum of target_lengths). An utterance too short for its text is
+    left out of the loss rather than allowed to make it infinite.
+    """
+    return F.ctc_loss(log_probs.transpose(0, 1), targets, lengths, target_lengths, zero_infinity=True)
+
+
+def _alive(lengths: Tensor, size: int) -> Tensor:
+    """(B) -> (B, size), True within each length."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]

@@ -1,0 +1,262 @@
+"""Growing and pruning connections (paper: Method, grow and prune), and the schedule that joins the two.
+
+Neither rule knows which network it acts on: both see masks, weights and gradients only.
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from .masks import ConnectionMasks
+
+
+class Gradients:
+    """Accumulates the dense gradients that growth looks at, dormant connections included.
+
+    `absolute=False` sums them with their signs, so that a connection scores which would help many batches in the same
+    direction; `absolute=True` sums magnitudes. The paper's abstract leaves this open; the signed sum is the gradient
+    of the loss over all those batches and the default.
+    """
+
+    def __init__(self, absolute: bool = False):
+        self.absolute, self.sums = absolute, {}
+
+    @torch.no_grad()
+    def collect(self, masks: ConnectionMasks) -> None:
+        """Adds the present gradients: call after `backward`, before `mask_gradients_`."""
+        for name, p in masks.parameters.items():
+            if p.grad is not None:
+                g = p.grad.abs() if self.absolute else p.grad
+                self.sums[name] = self.sums[name].add_(g) if name in self.sums else g.clone()
+
+    def clear(self) -> None:
+        self.sums = {}
+
+
+def _groups(masks: ConnectionMasks, per: str) -> list[list[str]]:
+    if per not in ("matrix", "global"):
+        raise ValueError(f"per={per!r}: choose 'matrix' or 'global'")
+    return [[name] for name in masks.masks] if per == "matrix" else [list(masks.masks)]
+
+
+@torch.no_grad()
+def grow(masks: ConnectionMasks, gradients: dict[str, Tensor], ratio: float, *, per: str = "matrix",
+         init: str = "zero", step: float = 1e-3) -> int:
+    """Wakes dormant connections with large gradients; returns how many.
+
+    A dormant connection wakes if its |gradient| is at or above the `ratio`-quantile of |gradient| over the whole
+    matrix, live connections included (`per="global"`: over all matrices together). Of n entries, n - floor(ratio n)
+    lie there when no two are equal; a gradient of exactly zero never wakes anything. New weights start at zero, or with
+    `init="gradient"` at -step * gradient; their optimiser moments are zero. Source: paper, Method (detail unverified).
+    Raises ValueError for a ratio outside [0, 1] or gradients that do not fit the masks.
+    """
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"growth ratio {ratio} must lie in [0, 1]")
+    if init not in ("zero", "gradient"):
+        raise ValueError(f"init={init!r}: choose 'zero' or 'gradient'")
+    for name, mask in masks.masks.items():
+        if name not in gradients or gradients[name].shape != mask.shape:
+            raise ValueError(f"gradients hold nothing of shape {tuple(mask.shape)} for {name}")
+    woken = 0
+    for names in _groups(masks, per):
+        scores = torch.cat([gradients[name].abs().flatten() for name in names])
+        below = int(ratio * scores.numel())
+        if below == scores.numel():
+            continue
+        threshold = scores.kthvalue(below + 1).values
+        for name in names:
+            score = gradients[name].abs()
+            new = ~masks.masks[name] & (score >= threshold) & (score > 0)
+            masks.masks[name] |= new
+            if init == "gradient":
+                masks.parameters[name][new] = -step * gradients[name][new].to(masks.parameters[name].dtype)
+            woken += int(new.sum())
+    return woken
+
+
+@torch.no_grad()
+def prune(masks: ConnectionMasks, ratio: float, *, per: str = "matrix") -> int:
+    """Puts the share `ratio` of the live connections, those with the smallest |w|, to sleep; returns how many.
+
+    Of L live connections in a matrix (`per="global"`: in all matrices together) round(ratio L) go; of equal weights
+    the earlier ones. Weights, gradients and moments of the sleepers become zero. Source: paper, Method (detail
+    unverified). Raises ValueError for a ratio outside [0, 1].
+    """
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"pruning ratio {ratio} must lie in [0, 1]")
+    slept = 0
+    for names in _groups(masks, per):
+        live = torch.cat([masks.masks[name].flatten() for name in names])
+        weights = torch.cat([masks.parameters[name].abs().flatten() for name in names])
+        alive = live.nonzero().squeeze(1)
+        go = alive[weights[alive].argsort(stable=True)[:round(ratio * len(alive))]]
+        live[go] = False
+        slept += len(go)
+        for name, part in zip(names, live.split([masks.masks[name].numel() for name in names])):
+            masks.masks[name] = part.view(masks.masks[name].shape).clone()
+    masks.apply_()
+    return slept
+
+
+@dataclass
+class Event:
+    """What the schedule did at the end of an epoch, for the record."""
+    phase: str
+    density: float
+    nonzero: int
+    kept: bool = True
+    note: str = ""
+
+
+@dataclass
+class Dense:
+    """The schedule that neither grows nor prunes: `epochs` epochs in one stretch."""
+    epochs: int
+    phase: str = "dense"
+    at: int = 0                # epochs done of the present stretch
+    growing: bool = False
+    done: bool = False
+
+    @property
+    def length(self) -> int:
+        """Epochs of the present stretch; the learning rate runs one cycle over it."""
+        return self.epochs
+
+    @property
+    def epochs_left(self) -> int:
+        return self.epochs - self.at
+
+    def end_epoch(self, masks, gradients, score) -> Event | None:
+        self.at += 1
+        self.done = self.at >= self.epochs
+        return None
+
+    def state_dict(self) -> tuple[dict, dict[str, Tensor]]:
+        return asdict(self), {}
+
+    def load_state_dict(self, state: dict, tensors: dict[str, Tensor]) -> None:
+        self.__dict__.update(state)
+
+
+@dataclass
+class GrowPruneSchedule:
+    """Seed -> growth -> pruning with retraining, until the score falls below the floor; then the last good comes back.
+
+    The first stretch has `train_epochs`; at the end of each of its first `growth_epochs` the network grows. Then come
+    at most `rounds` rounds: prune the share `prune_ratio`, retrain `retrain_epochs`, look at the validation score. A
+    round whose score is worse than the floor (the score before pruning, plus `tolerance`) ends the pruning: weights and
+    masks of the last good round come back. A last stretch of `final_epochs` retrains what is left; its weights are
+    kept unless the score got worse. `lower_is_better` fits error rates; turn it off for scores such as CIDEr.
+
+    Call `end_epoch(masks, gradients, score)` after each epoch; between calls `phase`, `length` and `at` say where one
+    is, `growing` whether gradients are to be collected, `done` when to stop. Everything is in `state_dict`.
+    Source: paper, Method; the numbers are unverified there and set by each recipe here.
+    """
+    train_epochs: int
+    growth_epochs: int = 4
+    growth_ratio: float = 0.8
+    prune_ratio: float = 0.4
+    retrain_epochs: int = 4
+    rounds: int = 8
+    tolerance: float = 0.0
+    final_epochs: int = 0
+    per: str = "matrix"
+    lower_is_better: bool = True
+    phase: str = "grow"
+    at: int = 0
+    round: int = 0
+    floor: float | None = None
+    best: float | None = None
+    done: bool = False
+
+    def __post_init__(self):
+        if self.growth_epochs > self.train_epochs:
+            raise ValueError(f"growth_epochs {self.growth_epochs} exceed train_epochs {self.train_epochs}")
+        self._good: dict[str, Tensor] = {}
+        if self.growth_epochs == 0:
+            self.phase = "train"
+
+    @property
+    def growing(self) -> bool:
+        return self.phase == "grow"
+
+    @property
+    def length(self) -> int:
+        """Epochs of the present stretch; the learning rate runs one cycle over it."""
+        return {"prune": self.retrain_epochs, "final": self.final_epochs}.get(self.phase, self.train_epochs)
+
+    @property
+    def epochs_left(self) -> int:
+        """At most so many epochs are still to come."""
+        later = (self.rounds - self.round) * self.retrain_epochs * (self.phase != "final")
+        return 0 if self.done else self.length - self.at + later + self.final_epochs * (self.phase != "final")
+
+    def end_epoch(self, masks: ConnectionMasks, gradients: Gradients, score: float) -> Event | None:
+        """Grows, prunes, restores or moves on; returns what happened, or None."""
+        self.at += 1
+        if self.phase == "grow":
+            woken = grow(masks, gradients.sums, self.growth_ratio, per=self.per)
+            gradients.clear()
+            if self.at == self.growth_epochs:
+                self.phase = "train"
+            if self.at < self.train_epochs:
+                return self._event("grow", masks, note=f"{woken} connections woken")
+        if self.at < self.length:
+            return None
+        if self.phase == "train":
+            self.floor = score + self.tolerance * (1 if self.lower_is_better else -1)
+            self._keep(masks, score)
+            event = self._event("train", masks, note="before pruning")
+            self._next(masks)
+        elif self.phase == "prune" and not self._worse(score, self.floor):
+            self._keep(masks, score)
+            event = self._event("prune", masks, note=f"round {self.round}")
+            self._next(masks)
+        elif self.phase == "prune":
+            event = self._event("prune", masks, kept=False, note=f"round {self.round}: worse than the floor, undone")
+            self._restore(masks)
+            self._finish()
+        else:
+            kept = not self._worse(score, self.best)
+            event = self._event("final", masks, kept=kept, note="retrained" if kept else "got worse, undone")
+            if not kept:
+                self._restore(masks)
+            self.done = True
+        return event
+
+    def _next(self, masks: ConnectionMasks) -> None:
+        """The next pruning round, or what follows the last."""
+        if self.round == self.rounds:
+            return self._finish()
+        self.phase, self.at, self.round = "prune", 0, self.round + 1
+        prune(masks, self.prune_ratio, per=self.per)
+
+    def _finish(self) -> None:
+        self.phase, self.at, self.done = "final", 0, self.final_epochs == 0
+
+    def _worse(self, score: float, than: float) -> bool:
+        return score > than if self.lower_is_better else score < than
+
+    def _event(self, phase: str, masks: ConnectionMasks, kept: bool = True, note: str = "") -> Event:
+        live, total = masks.count()
+        return Event(phase, live / total, live, kept, note)
+
+    def _keep(self, masks: ConnectionMasks, score: float) -> None:
+        self.best = score
+        self._good = {f"weight.{name}": t.detach().clone() for name, t in masks.module.state_dict().items()}
+        self._good |= {f"mask.{name}": t for name, t in masks.state_dict().items()}
+
+    def _restore(self, masks: ConnectionMasks) -> None:
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): t for k, t in self._good.items() if k.startswith(prefix)}
+        masks.module.load_state_dict(part("weight."))
+        masks.load_state_dict(part("mask."))
+
+    def state_dict(self) -> tuple[dict, dict[str, Tensor]]:
+        """(plain values, tensors of the last good model)."""
+        return asdict(self), dict(self._good)
+
+    def load_state_dict(self, state: dict, tensors: dict[str, Tensor]) -> None:
+        self.__dict__.update(state)
+        self._good = dict(tensors)

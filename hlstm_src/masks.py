@@ -1,0 +1,183 @@
+"""Which connections are alive.
+
+`ConnectionMasks` holds one boolean mask for each chosen weight matrix of any module. A dormant connection keeps weight,
+gradient and optimiser moments of exactly zero, so a network with masks is a sparse network stored densely; when a
+connection wakes it starts fresh. The file functions at the end store only what lives.
+"""
+
+import json
+import os
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+class ConnectionMasks:
+    """Masks over the weight matrices of `module` (parameters of two or more dimensions) whose names match `include`.
+
+    Args:
+        module: any module; its parameters stay where they are. include: one shell pattern or several ("rnn.*weight_*").
+        density: share of live connections in each matrix, in (0, 1]. Below 1 the live ones are drawn at random, such
+            that every row and every column keeps at least one: no neuron is left unconnected (paper: sparse seed).
+        generator: torch.Generator for that draw.
+    Raises ValueError where nothing matches or the density is out of range.
+    """
+
+    def __init__(self, module: nn.Module, include: str | tuple[str, ...] = "*", density: float = 1.0,
+                 generator: torch.Generator | None = None):
+        patterns = (include,) if isinstance(include, str) else tuple(include)
+        if not 0 < density <= 1:
+            raise ValueError(f"density {density} must lie in (0, 1]")
+        self.parameters = {name: p for name, p in module.named_parameters()
+                           if p.dim() >= 2 and any(fnmatch(name, pattern) for pattern in patterns)}
+        if not self.parameters:
+            raise ValueError(f"no weight matrix matches {patterns}; there are: "
+                             + ", ".join(n for n, p in module.named_parameters() if p.dim() >= 2))
+        self.module, self.optimiser = module, None
+        self.masks = {name: random_mask(p.shape, density, generator).to(p.device) for name, p in self.parameters.items()}
+        self.apply_()
+
+    def attach(self, optimiser: torch.optim.Optimizer) -> None:
+        """From now on `apply_` also clears the optimiser's moments of dormant connections."""
+        self.optimiser = optimiser
+
+    @torch.no_grad()
+    def apply_(self) -> None:
+        """Sets the weight, gradient and optimiser moments of every dormant connection to zero."""
+        for name, p in self.parameters.items():
+            p.mul_(self.masks[name])
+            moments = self.optimiser.state.get(p, {}).values() if self.optimiser else ()
+            for tensor in [p.grad, *moments]:
+                if isinstance(tensor, Tensor) and tensor.shape == p.shape:
+                    tensor.mul_(self.masks[name])
+
+    @torch.no_grad()
+    def mask_gradients_(self) -> None:
+        """Zeroes the gradients of dormant connections: call after `backward`, before clipping and the step.
+
+        That is all a step needs: with gradient, moments and weight at zero, no optimiser here moves a dormant weight.
+        """
+        for name, p in self.parameters.items():
+            if p.grad is not None:
+                p.grad.mul_(self.masks[name])
+
+    def count(self) -> tuple[int, int]:
+        """(live, all) connections."""
+        return sum(int(m.sum()) for m in self.masks.values()), sum(m.numel() for m in self.masks.values())
+
+    def density(self, name: str | None = None) -> float:
+        """Live share of one matrix, or of all together."""
+        if name is not None:
+            return float(self.masks[name].float().mean())
+        live, total = self.count()
+        return live / total
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Name -> mask, eight connections a byte."""
+        return {name: pack_bits(mask) for name, mask in self.masks.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes masks from `state_dict` and applies them. Raises ValueError if names or sizes differ."""
+        if state.keys() != self.masks.keys():
+            raise ValueError(f"masks for {sorted(state)} do not fit a module with {sorted(self.masks)}")
+        self.masks = {name: unpack_bits(state[name], mask.shape).to(mask.device) for name, mask in self.masks.items()}
+        self.apply_()
+
+
+def random_mask(shape: torch.Size, density: float, generator: torch.Generator | None = None) -> Tensor:
+    """A boolean mask with round(density * size) live entries, at least one in every row and column (dim 0, the rest)."""
+    rows, columns = shape[0], int(np.prod(shape[1:]))
+    if density == 1:
+        return torch.ones(shape, dtype=torch.bool)
+    mask = torch.zeros(rows, columns, dtype=torch.bool)
+    # A random diagonal, wrapped around the shorter side, meets every row and column once.
+    long = max(rows, columns)
+    mask[torch.randperm(rows, generator=generator).repeat(-(-long // rows))[:long],
+         torch.randperm(columns, generator=generator).repeat(-(-long // columns))[:long]] = True
+    missing = round(density * rows * columns) - int(mask.sum())
+    if missing > 0:
+        dormant = (~mask).flatten().nonzero().squeeze(1)
+        mask.view(-1)[dormant[torch.randperm(len(dormant), generator=generator)[:missing]]] = True
+    return mask.view(shape)
+
+
+def pack_bits(mask: Tensor) -> Tensor:
+    """Boolean mask -> bytes, first entry in the highest bit."""
+    return torch.from_numpy(np.packbits(mask.cpu().numpy()))
+
+
+def unpack_bits(packed: Tensor, shape: torch.Size) -> Tensor:
+    """Bytes -> boolean mask of that shape. Raises ValueError if the number of bytes is wrong."""
+    size = int(np.prod(shape))
+    if packed.dtype != torch.uint8 or packed.numel() != -(-size // 8):
+        raise ValueError(f"a mask of shape {tuple(shape)} takes {-(-size // 8)} bytes, not {packed.numel()}")
+    return torch.from_numpy(np.unpackbits(packed.cpu().numpy(), count=size)).bool().view(shape)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict) -> None:
+    """Writes a safetensors file atomically, with `metadata` as JSON in its header."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, part,
+                  metadata={"json": json.dumps(metadata)})
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """Reads what `save_tensors` wrote. Raises FileNotFoundError, or ValueError that names a file which is damaged."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {})["json"])
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: damaged or not a file of this project ({error}); restore it or run again") from None
+
+
+def save_model(path: Path, module: nn.Module, masks: ConnectionMasks | None, metadata: dict) -> None:
+    """Stores a trained module: matrices in float16, of masked ones the live values and a bit mask; the rest as it is."""
+    tensors = {}
+    for name, tensor in module.state_dict().items():
+        if masks is not None and name in masks.masks:
+            tensors[f"{name}.mask"] = pack_bits(masks.masks[name])
+            tensors[f"{name}.live"] = tensor[masks.masks[name]].half()
+        else:
+            tensors[name] = tensor.half() if tensor.dim() >= 2 else tensor
+    save_tensors(path, tensors, metadata)
+
+
+def load_model(path: Path, module: nn.Module) -> dict[str, Tensor]:
+    """Fills `module` from a file of `save_model` and returns its masks (name -> bool tensor, empty if dense).
+
+    Raises ValueError naming the file and the tensor that does not fit.
+    """
+    tensors, _ = load_tensors(path)
+    state, masks = {}, {}
+    for name, like in module.state_dict().items():
+        try:
+            if f"{name}.mask" in tensors:
+                mask = masks[name] = unpack_bits(tensors.pop(f"{name}.mask"), like.shape)
+                live = tensors.pop(f"{name}.live")
+                if live.numel() != int(mask.sum()):
+                    raise ValueError(f"{live.numel()} values for {int(mask.sum())} live connections")
+                state[name] = torch.zeros(like.shape, dtype=like.dtype)
+                state[name][mask] = live.to(like.dtype)
+            else:
+                state[name] = tensors.pop(name).to(like.dtype)
+            if state[name].shape != like.shape:
+                raise ValueError(f"shape {tuple(state[name].shape)} instead of {tuple(like.shape)}")
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{path}: tensor {name}: {error}; the file belongs to another model") from None
+    if tensors:
+        raise ValueError(f"{path}: unknown tensors {sorted(tensors)[:3]}; the file belongs to another model")
+    module.load_state_dict(state)
+    return masks

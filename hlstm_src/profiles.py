@@ -1,0 +1,59 @@
+"""The four sizes in which everything here can run: from a test of seconds to the paper's own."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MINI_SPEECH = "data_prep/mini/speech"
+
+
+@dataclass(frozen=True)
+class Speech:
+    """Sizes of the speech experiments. `epochs` is what a dense run takes; the phases of grow-and-prune add up to it."""
+    corpus: str                     # folder, relative to the project's root
+    hidden: int                     # H, width of the recurrent state
+    channels: int                   # of the convolutions
+    lstm_layers: int
+    hlstm_layers: int
+    epochs: int
+    growth_epochs: int              # the network grows at the end of each of the first so many
+    train_epochs: int               # growth included, before the first pruning
+    rounds: int                     # of pruning and retraining, at most
+    prune_ratio: float
+    retrain_epochs: int             # in each round
+    final_epochs: int               # with the last good masks
+    tolerance: float                # points of validation WER that pruning may cost
+    batch: int = 16
+    lr: float = 1e-3
+    limit: int | None = None        # use only the first so many utterances of each split
+    precision: str = "bf16"
+
+
+@dataclass(frozen=True)
+class Profile:
+    name: str
+    speech: Speech
+    kept: bool                      # its records are history: committed, made anew on request only
+
+
+PROFILES = {p.name: p for p in (
+    Profile("smoke", Speech(MINI_SPEECH, hidden=16, channels=4, lstm_layers=1, hlstm_layers=1, epochs=4, growth_epochs=1,
+                            train_epochs=2, rounds=1, prune_ratio=0.5, retrain_epochs=1, final_epochs=1, tolerance=100,
+                            batch=4, limit=12, precision="fp32"), kept=False),
+    Profile("laptop", Speech(MINI_SPEECH, hidden=64, channels=8, lstm_layers=2, hlstm_layers=2, epochs=30,
+                             growth_epochs=3, train_epochs=14, rounds=4, prune_ratio=0.5, retrain_epochs=3,
+                             final_epochs=4, tolerance=4, batch=8, lr=3e-3), kept=False),
+    Profile("desk", Speech("data/an4", hidden=256, channels=32, lstm_layers=3, hlstm_layers=3, epochs=52, growth_epochs=4,
+                           train_epochs=22, rounds=6, prune_ratio=0.4, retrain_epochs=4, final_epochs=6, tolerance=2),
+            kept=True),
+    Profile("paper", Speech("data/an4", hidden=800, channels=32, lstm_layers=5, hlstm_layers=3, epochs=120,
+                            growth_epochs=8, train_epochs=60, rounds=8, prune_ratio=0.4, retrain_epochs=6,
+                            final_epochs=12, tolerance=1, lr=5e-4), kept=True),
+)}
+
+
+def profile(name: str) -> Profile:
+    """The profile of that name. Raises ValueError that lists the names."""
+    if name not in PROFILES:
+        raise ValueError(f"profile {name!r}: choose one of {', '.join(PROFILES)}")
+    return PROFILES[name]

@@ -1,0 +1,349 @@
+"""The run record: everything that one run found out, as one JSON file.
+
+Every table, figure and chapter takes its numbers from records (the paper's own come by `paper.py`).
+Those of the profiles `smoke` and `laptop` are scratch work and lie under `results/local/`; those of
+`desk` and `paper` cost hours and are kept. Reading a record needs neither torch nor the corpus.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+
+SCHEMA_VERSION = 1
+LOCAL, KEPT = ("smoke", "laptop"), ("desk", "paper")
+PROFILES = LOCAL + KEPT
+PACKAGES = ("torch", "numpy", "scipy", "accelerate", "safetensors", "soundfile", "jiwer", "numba", "thop")
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class RecordError(Exception):
+    """A record cannot be read or written. One line: the file, the field, the remedy."""
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON would give it back: tuples become lists, keys become strings, no NaN."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
+def _utc(text: str) -> str:
+    """An ISO 8601 time, checked to carry UTC."""
+    if datetime.fromisoformat(text).utcoffset() != timedelta(0):
+        raise ValueError("the time must be in UTC, such as 2026-01-31T12:00:00+00:00")
+    return text
+
+
+Plain = Annotated[dict[str, Any], BeforeValidator(_plain)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
+Natural = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Time = Annotated[str, AfterValidator(_utc)]
+
+
+class _Part(pydantic.BaseModel):
+    """A piece of a record: unknown fields, NaN and infinities are refused."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    def __getitem__(self, name: str) -> Any:
+        """`part["name"]` is `part.name`, so that a record reads like its JSON."""
+        return dict(self)[name]
+
+
+class EpochRow(_Part):
+    """One epoch: training loss, learning rate at its end, seconds, densities, validation scores."""
+    epoch: Natural
+    phase: str
+    loss: float
+    lr: float
+    seconds: float
+    density: Share | None = None
+    densities: dict[str, Share] | None = None
+    scores: dict[str, float] = {}
+
+
+class PhaseRow(_Part):
+    """One growth or pruning event: what lived after it, how it scored, whether it was kept."""
+    phase: str
+    epoch: Natural
+    density: Share
+    nonzero: Natural
+    scores: dict[str, float] = {}
+    kept: bool
+    note: str = ""
+
+
+class Count(_Part):
+    """Size and work of one frame or step; `nonzero_` counts what the masks leave alive."""
+    params: Natural
+    nonzero_params: Natural
+    macs: Natural
+    nonzero_macs: Natural
+    flops: Natural
+    nonzero_flops: Natural
+
+    @pydantic.model_validator(mode="after")
+    def _living_within_all(self) -> Count:
+        for name in ("params", "macs", "flops"):
+            if self["nonzero_" + name] > self[name]:
+                raise ValueError(f"nonzero_{name} is larger than {name}")
+        return self
+
+
+class Counts(_Part):
+    """`cell`: the recurrent weights alone; `model`: the whole network."""
+    cell: Count
+    model: Count
+
+
+class LatencyRow(_Part):
+    """One timing, in microseconds: which engine, how many threads, which case."""
+    engine: str
+    threads: Annotated[int, Field(ge=1)]
+    case: str
+    microseconds: Annotated[float, Field(gt=0)]
+
+
+class ModelFile(_Part):
+    """The weights beside the record: file name, SHA-256, bytes."""
+    file: str
+    sha256: str
+    bytes: Natural
+
+
+class Provenance(_Part):
+    """Where a record comes from: code, versions, corpus, machine, time."""
+    commit: str  # "unknown" outside git
+    dirty: bool
+    lock_sha256: str
+    versions: dict[str, str]
+    corpus: str
+    corpus_sha256: str
+    cpu: str
+    gpu: str | None
+    cores: Natural
+    threads: Natural
+    started: Time
+    ended: Time
+    seconds: Annotated[float, Field(ge=0)]
+    command: str
+
+    def closed(self, seconds: float | None = None) -> Provenance:
+        """This provenance with the run ending now, after `seconds` of work (since the start by default)."""
+        ended = now()
+        if seconds is None:
+            span = datetime.fromisoformat(ended) - datetime.fromisoformat(self.started)
+            seconds = max(span.total_seconds(), 0.0)  # a clock may be set back
+        return self.model_copy(update={"ended": ended, "seconds": seconds})
+
+
+class RunRecord(_Part):
+    """One run. Scores are in percent where the field's habit is percent (WER, CER)."""
+    schema_version: Literal[1] = SCHEMA_VERSION
+    experiment: Name
+    profile: Literal["smoke", "laptop", "desk", "paper"]
+    seed: Natural
+    title: str
+    key: str
+    recipe: Plain
+    history: list[EpochRow]
+    phases: list[PhaseRow] = []
+    scores: dict[str, float]
+    valid_scores: dict[str, float] = {}
+    normalisation: str
+    samples: list[Plain] = []
+    counts: Counts
+    latency: list[LatencyRow] = []
+    model: ModelFile | None = None
+    provenance: Provenance
+
+    def save(self, path: str | Path) -> Path:
+        """Write the record as indented UTF-8 JSON, all of it or (RecordError) nothing."""
+        path = Path(path)
+        try:  # fields may have been changed since the record was made
+            checked = type(self).model_validate(self.model_dump())
+            text = json.dumps(checked.model_dump(), indent=1, ensure_ascii=False, allow_nan=False)
+            write_atomic(path, f"{text}\n".encode())
+        except (OSError, ValueError) as error:  # pydantic's ValidationError is a ValueError
+            raise RecordError(f"{path}: {_first(error)}; nothing was written") from None
+        return path
+
+
+def now(moment: datetime | None = None) -> str:
+    """The time (or another aware moment) in UTC, ISO 8601, to the second."""
+    return (moment or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds")
+
+
+def write_atomic(path: str | Path, data: bytes) -> None:
+    """Write `data` beside `path` first and then put it in place, so that no reader sees a half."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _first(error: Exception) -> str:
+    """The first complaint on one line, with the path of its field."""
+    if not isinstance(error, ValidationError):
+        return " ".join(str(error).split())
+    first, *rest = error.errors()
+    field = ".".join(str(step) for step in first["loc"]) or "record"
+    text = " ".join(first["msg"].removeprefix("Value error, ").split())
+    return f"{field}: {text}" + (f" (and {len(rest)} more)" if rest else "")
+
+
+def read(path: str | Path) -> RunRecord:
+    """Read and check a record.
+
+    Raises RecordError, which names file, field and remedy: the file is missing or is not JSON, its
+    schema version is another, or a field is missing, unknown or invalid.
+    """
+    path = Path(path)
+    anew = "restore it from git or run the experiment again (python -m hlstm_src run --help)"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecordError(f"{path}: no such record; make it with python -m hlstm_src run") from None
+    except (OSError, ValueError) as error:  # ValueError covers bad JSON and bad UTF-8
+        raise RecordError(f"{path}: cannot be read as JSON ({error}); {anew}") from None
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version is True or version != SCHEMA_VERSION:
+        remedy = "update the code" if isinstance(version, int) and version > SCHEMA_VERSION else anew
+        raise RecordError(f"{path}: schema_version: {version!r}, but {SCHEMA_VERSION} is read here; {remedy}")
+    try:
+        return RunRecord.model_validate(data)
+    except ValidationError as error:
+        raise RecordError(f"{path}: {_first(error)}; {anew}") from None
+
+
+def folder(profile: str, root: str | Path | None = None) -> Path:
+    """The folder of a profile's records, in the repository `root`.
+
+    Without a `root` it is this one, or what the environment variable HLSTM_RESULTS names as `results`.
+    """
+    if profile not in PROFILES:
+        raise RecordError(f"{profile}: no such profile; choose one of {', '.join(PROFILES)}")
+    named = os.environ.get("HLSTM_RESULTS")
+    results = Path(named) if named and root is None else Path(root or REPOSITORY) / "results"
+    return results / "local" / profile if profile in LOCAL else results / profile
+
+
+def path_of(experiment: str, profile: str, seed: int, root: str | Path | None = None) -> Path:
+    """Where the record of a run lies. Raises RecordError for a name that is no file name."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", experiment) or int(seed) < 0:
+        raise RecordError(f"{experiment} seed {seed}: no name of a run; see python -m hlstm_src run --help")
+    return folder(profile, root) / experiment / f"seed{int(seed)}.json"
+
+
+def find(profile: str, experiment: str | None = None, root: str | Path | None = None) -> list[RunRecord]:
+    """All records of a profile, by experiment and seed; an empty list where there is none.
+
+    Raises RecordError for a record that cannot be read or lies where another's belongs.
+    """
+    found = []
+    for path in folder(profile, root).glob("*/seed*.json"):
+        if experiment is None or path.parent.name == experiment:
+            record = read(path)
+            if path != (place := path_of(record.experiment, record.profile, record.seed, root)):
+                raise RecordError(f"{path}: this record belongs at {place}; move it there or delete it")
+            found.append(record)
+    return sorted(found, key=lambda record: (record.experiment, record.seed))
+
+
+def fingerprint(recipe: Any, corpus_sha256: str, code_files: Iterable[str | Path]) -> str:
+    """The `key` of a run: SHA-256 over the recipe, the corpus hash and the training code.
+
+    Files count by name and bytes, so a changed comment changes the key: simple, and on the safe side.
+    """
+    digest = hashlib.sha256(json.dumps([_plain(recipe), corpus_sha256], sort_keys=True).encode())
+    for path in sorted(map(Path, code_files), key=lambda path: path.name):
+        data = path.read_bytes()
+        digest.update(f"\n{path.name} {len(data)}\n".encode() + data)
+    return digest.hexdigest()
+
+
+def _commit() -> dict[str, Any]:
+    """Commit, and whether the tree differs from it. Writing a result soils nothing."""
+    git = ["git", "-C", str(REPOSITORY)]
+    try:
+        asked = [*git, "rev-parse", "--show-toplevel", "HEAD"]
+        top, head = subprocess.check_output(asked, text=True, stderr=subprocess.DEVNULL).splitlines()
+        changed = subprocess.check_output([*git, "status", "--porcelain", "--", ".", ":(exclude)results"])
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        top = head = changed = ""
+    if not head or Path(top).resolve() != REPOSITORY:  # no git, or that of some folder above
+        return {"commit": "unknown", "dirty": True}
+    return {"commit": head, "dirty": bool(changed)}
+
+
+def machine() -> tuple[str, int]:
+    """Name of the CPU and the number of cores that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return " ".join((found[1] if found else platform.processor() or "unknown").split()), cores
+
+
+def _command() -> str:
+    """The command line of this process, without the folders of this machine."""
+    if "ipykernel" in sys.modules:
+        return "a notebook"
+    program = Path(sys.argv[0])
+    module = program.name == "__main__.py"
+    words = ["python -m", program.parent.name] if module else [program.name or "python"]
+    for word in sys.argv[1:]:
+        head, sign, tail = word.rpartition("=")
+        path = Path(tail)
+        if path.is_absolute():
+            tail = str(path.relative_to(REPOSITORY)) if path.is_relative_to(REPOSITORY) else path.name
+        words.append(head + sign + tail)
+    return " ".join(words)
+
+
+def provenance(
+    corpus_name: str, corpus_sha256: str, started: str | datetime | None = None, command: str | None = None
+) -> Provenance:
+    """What there is to know about this run's code, machine and time.
+
+    Best taken when a run starts and `closed()` when it ends: it then names the commit that trained.
+    `corpus_sha256` is the manifest's; `started` and `command` are by default now and this process's.
+    """
+    import torch  # only runs need it; whoever reads records does not
+
+    started = now(started) if isinstance(started, datetime) else started or now()
+    lock = REPOSITORY / "requirements.lock"
+    lock_sha256 = hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else "unknown"
+    versions = {name: metadata.version(name) for name in PACKAGES if find_spec(name)}
+    cpu, cores = machine()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    place = {"cpu": cpu, "gpu": gpu, "cores": cores, "threads": torch.get_num_threads()}
+    code = {"lock_sha256": lock_sha256, "versions": {"python": platform.python_version(), **versions}}
+    code |= {"corpus": corpus_name, "corpus_sha256": corpus_sha256, "command": command or _command()}
+    return Provenance(**_commit(), **code, **place, started=started, ended=started, seconds=0).closed()

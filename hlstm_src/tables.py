@@ -1,0 +1,344 @@
+"""Tables made from records: the paper, the recorded runs and this run side by side.
+
+A `Table` shows itself in a notebook (`_repr_html_`), gives a pandas Styler (`styler`) and prints as
+text (`markdown`). Nothing here trains, and no cell holds a number that neither a record nor
+`paper.yml` holds.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hlstm_src import paper, records
+from hlstm_src.paper import short
+from hlstm_src.records import RunRecord
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
+
+MISSING = "–"
+RECORDED = "desk"
+STICKY = "position: sticky; left: 0; display: inline-block; max-width: 85vw"  # a caption stays in sight
+
+
+@dataclass(frozen=True)
+class Html:
+    """A piece of a page that also has a plain form: `str()` of it."""
+
+    text: str
+    html: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+
+@dataclass
+class Table:
+    """A finished table: every cell is text.
+
+    `columns` are (group, heading) pairs, the group empty where there are none; `rows` are pairs of a
+    row's name and its cells; `notes` stand under the table.
+    """
+
+    name: str
+    caption: str
+    corner: str
+    columns: list[tuple[str, str]]
+    rows: list[tuple[str, list[str]]]
+    notes: list[str] = field(default_factory=list)
+    words: frozenset[str] = frozenset()  # headings of columns that hold words, set flush left
+
+    @property
+    def styler(self) -> Styler:
+        """The table as a pandas Styler, without its notes."""
+        import pandas as pd  # slow to import, and text does not need it
+
+        heads = [head for _, head in self.columns]
+        if self._grouped:
+            heads = pd.MultiIndex.from_tuples(self.columns)
+        names = [name for name, _ in self.rows]
+        frame = pd.DataFrame([cells for _, cells in self.rows], index=names, columns=heads, dtype=object)
+        styles = [
+            {"selector": "", "props": "border-collapse: collapse"},
+            {"selector": "caption", "props": "caption-side: top; text-align: left"},
+            {"selector": "caption span", "props": STICKY},
+            {"selector": "th", "props": "text-align: left; vertical-align: bottom"},
+            {"selector": "th.row_heading", "props": "min-width: 8em"},
+            {"selector": "th, td", "props": "padding: 0.2em 0.5em"},
+            {"selector": "td", "props": "text-align: right; white-space: nowrap"},
+            {"selector": "th.col_heading", "props": "text-align: right"},
+            {"selector": "th.corner", "props": "text-align: left"},
+            {"selector": "th[scope=colgroup]", "props": "text-align: center"},
+        ]
+        for place, (group, head) in enumerate(self.columns):
+            cells = f"th.col{place}, td.col{place}"
+            if head in self.words:
+                styles.append({"selector": cells, "props": "text-align: left"})
+            if place and group != self.columns[place - 1][0]:
+                styles.append({"selector": cells, "props": "border-left: 1px solid"})
+        styled = frame.style.format(escape="html").set_caption(f"<span>{html.escape(self.caption)}</span>")
+        for axis in ("index", "columns"):
+            styled = styled.format_index(escape="html", axis=axis)
+        return styled.set_table_styles(styles).set_uuid(re.sub(r"[^\w-]", "-", self.name))
+
+    @property
+    def _grouped(self) -> bool:
+        return any(group for group, _ in self.columns)
+
+    def _repr_html_(self) -> str:
+        """The table in a box that scrolls by itself where the screen is narrow, notes below."""
+        body = self.styler.to_html()
+        # pandas leaves out what a screen reader goes by: the reach of each heading, and the rows' own.
+        body = re.sub(r'<th (id="\S+" class="col_heading[^>]*colspan)', r'<th scope="colgroup" \1', body)
+        body = re.sub(r'<th (id="\S+" class="(col|row)_heading)', r'<th scope="\2" \1', body)
+        corner = f'<th scope="col" class="col_heading corner">{html.escape(self.corner)}</th>'
+        body = re.sub(rf'<th class="blank level{int(self._grouped)}" >&nbsp;</th>', lambda _: corner, body)
+        body = body.replace('<th class="blank level0" >&nbsp;</th>', "<td></td>")
+        label = html.escape(self.caption, quote=True)
+        box = f'<div style="overflow-x: auto" role="region" tabindex="0" aria-label="{label}">\n{body}</div>'
+        notes = "<br>\n".join(html.escape(note, quote=False) for note in self.notes)
+        return f"{box}\n" + (f"<p><small>{notes}</small></p>\n" if notes else "")
+
+    def markdown(self) -> str:
+        """The table as text: one pipe table a column group, so that it fits a terminal."""
+        parts = []
+        for group in dict.fromkeys(group for group, _ in self.columns):
+            places = [place for place, column in enumerate(self.columns) if column[0] == group]
+            heads = [self.columns[place][1] for place in places]
+            lines = [[self.corner, *heads]]
+            lines += [[name, *(cells[place] for place in places)] for name, cells in self.rows]
+            parts.append(f"{self.caption}: {group}" if group else self.caption)
+            parts.append(_pipes(lines, {0, *(k for k, head in enumerate(heads, 1) if head in self.words)}))
+        return "\n\n".join([*parts, *self.notes])
+
+
+def _pipes(lines: list[list[str]], left: set[int]) -> str:
+    """Rows of cells, the heading first, as an aligned Markdown table."""
+    lines = [[cell.replace("|", r"\|").replace("\n", " ") for cell in line] for line in lines]
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    rule = ["-" * width if k in left else "-" * (width - 1) + ":" for k, width in enumerate(widths)]
+    sides = [str.ljust if k in left else str.rjust for k in range(len(widths))]
+    laid = [[side(*pair) for side, *pair in zip(sides, line, widths, strict=True)] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [laid[0], rule, *laid[1:]])
+
+
+def percent(value: float) -> str:
+    """A number that is already in percent, to a tenth."""
+    return f"{value:.1f}"
+
+
+def factor(value: float) -> str:
+    """A compression factor: 12.9x."""
+    return f"{value:.1f}x"
+
+
+def density(share: float) -> str:
+    """A density between 0 and 1, in percent."""
+    return percent(100 * share) + " %"
+
+
+def spread(values: Iterable[float], show: Callable[[float], str] = percent, *, seeds: bool = True) -> str:
+    """Mean and range of several seeds: "15.1 (14.8-15.6), n=3".
+
+    A single seed says so. `seeds=False` is for what does not depend on the seed: the number stands
+    alone where all runs agree. No value at all is an en dash.
+    """
+    values = list(values)
+    if not values:
+        return MISSING
+    mean, low, high = show(statistics.fmean(values)), show(min(values)), show(max(values))
+    if not seeds and low == high:
+        return mean
+    if len(values) == 1:
+        return f"{mean}, one seed"
+    return f"{mean} ({low}-{high}), n={len(values)}"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a comparison: what a record holds and which figure of a paper's model stands beside it.
+
+    `of_record(record, baseline)` gives a number or None; `baseline` holds the profile's records of
+    the first row, which compression is measured against.
+    """
+
+    heading: str
+    paper: str
+    of_record: Callable[[RunRecord, list[RunRecord]], float | None]
+    show: Callable[[float], str]
+    seeds: bool = False
+
+
+def _compression(record: RunRecord, baseline: list[RunRecord]) -> float | None:
+    """How many times fewer live recurrent weights than the baseline (the mean of its seeds)."""
+    if not baseline or not record.counts.cell.nonzero_params:
+        return None
+    whole = statistics.fmean(each.counts.cell.nonzero_params for each in baseline)
+    return whole / record.counts.cell.nonzero_params
+
+
+SPEECH = (
+    Column("recurrent weights", "params", lambda record, _: record.counts.cell.nonzero_params, short),
+    Column("compression", "compression", _compression, factor),
+    Column("FLOPs a frame", "flops", lambda record, _: record.counts.cell.nonzero_flops, short),
+    Column("WER %", "wer", lambda record, _: record.scores.get("wer"), percent, seeds=True),
+    Column("CER %", "cer", lambda record, _: record.scores.get("cer"), percent, seeds=True),
+)
+
+
+def _paper_cell(benchmark: str, model: str | None, column: Column) -> str:
+    figure = paper.model(benchmark, model).figures.get(column.paper) if model else None
+    if figure is None:
+        return MISSING
+    return (figure.text().removesuffix(" %") if "%" in column.heading else figure.text()) + figure.mark
+
+
+def compare(
+    name: str,
+    caption: str,
+    benchmark: str,
+    rows: list[tuple[str, str | None, str | None]],
+    columns: Iterable[Column],
+    profile: str,
+    root: str | Path | None = None,
+) -> Table:
+    """The paper, the recorded runs and this run side by side.
+
+    Args:
+        rows: (name, model of the paper or None, experiment or None); the first row with an
+            experiment is the baseline of the compression.
+        profile: that of "this run"; where it is the recorded one, the two groups are one.
+        root: repository of the records, as `records.path_of` takes it.
+    """
+    baseline = next(experiment for _, _, experiment in rows if experiment)
+    columns = list(columns)
+    told = [c for c in columns if any(m and c.paper in paper.model(benchmark, m).figures for _, m, _ in rows)]
+    groups = {RECORDED: f"recorded ({RECORDED})", profile: f"this run ({profile})"}
+    if profile == RECORDED:
+        groups = {RECORDED: f"recorded ({RECORDED}), this run"}
+    heads = [("paper", column.heading) for column in told]
+    heads += [(text, column.heading) for text in groups.values() for column in columns]
+    ran = [experiment for _, _, experiment in rows if experiment]
+    runs = {(shown, each): records.find(shown, each, root) for shown in groups for each in ran}
+    lines = []
+    for row, model, experiment in rows:
+        cells = [_paper_cell(benchmark, model, column) for column in told]
+        for shown in groups:
+            for column in columns:
+                base, own = runs[shown, baseline], runs.get((shown, experiment), [])
+                values = [value for run in own if (value := column.of_record(run, base)) is not None]
+                cells.append(spread(values, column.show, seeds=column.seeds))
+        lines.append((row, cells))
+    notes = [paper.FOOTNOTE] if any(paper.DAGGER in cell for _, cells in lines for cell in cells) else []
+    if any(MISSING in cells for _, cells in lines):
+        notes.append(f"{MISSING} the paper gives no such figure, or we ran no such model")
+    for shown in groups:
+        if lacking := [each for each in ran if not runs[shown, each]]:
+            notes.append(f"{MISSING} no record yet in the profile {shown}: {', '.join(lacking)}")
+    return Table(name, caption, "model", heads, lines, notes)
+
+
+def tab_ds2_models(profile: str, root: str | Path | None = None) -> Table:
+    """The recognisers, the paper's beside ours (`tab-ds2-models`): weights, FLOPs, error rates.
+
+    Weights and FLOPs are the live ones of the recurrent layers. Each of our models stands in the row
+    of the paper's that it answers to; all are compressed against the LSTM of their own group.
+    """
+    rows = [
+        ("LSTM, the baseline", "baseline", "ds2-lstm"),
+        ("H-LSTM, dense", "hlstm_x3", "ds2-hlstm"),
+        ("H-LSTM, grown and pruned: accurate", "accurate", None),
+        ("H-LSTM, grown and pruned: compact", "compact", "ds2-hlstm-gp"),
+    ]
+    caption = "DeepSpeech2 models: live recurrent weights, FLOPs a frame and test errors"
+    return compare("tab-ds2-models", caption, "deepspeech2", rows, SPEECH, profile, root)
+
+
+def tab_runs(profile: str, experiments: Iterable[str] | None = None, root: str | Path | None = None) -> Table:
+    """The runs that a page shows, the recorded ones and this profile's: when, where, how long, which code."""
+    wanted = None if experiments is None else set(experiments)
+    lines = []
+    for shown in dict.fromkeys((RECORDED, profile)):
+        for run in records.find(shown, root=root):
+            if wanted is None or run.experiment in wanted:
+                made = run.provenance
+                minutes = f"{made.seconds / 60:.1f}"
+                cells = [run.profile, str(run.seed), made.ended[:10], machine(run), minutes, commit(run)]
+                lines.append((run.experiment, cells))
+    heads = ["profile", "seed", "date", "machine", "minutes", "commit"]
+    notes = [] if lines else [f"No record yet in {' and '.join(dict.fromkeys((RECORDED, profile)))}."]
+    words, columns = frozenset({"profile", "date", "machine", "commit"}), [("", head) for head in heads]
+    return Table("tab-runs", "Runs behind this page", "experiment", columns, lines, notes, words)
+
+
+def tab_phases(record: RunRecord) -> Table:
+    """Growth and pruning, event by event: density, live weights, validation scores, kept or not."""
+    scores = list(dict.fromkeys(name for row in record.phases for name in row.scores))
+    lines = []
+    for number, row in enumerate(record.phases, 1):
+        measured = [f"{row.scores[name]:.2f}" if name in row.scores else MISSING for name in scores]
+        cells = [row.phase, str(row.epoch), density(row.density), short(row.nonzero), *measured]
+        lines.append((str(number), [*cells, "yes" if row.kept else "no", row.note]))
+    heads = ["phase", "epoch", "density", "live weights", *(f"{name} (validation)" for name in scores)]
+    columns = [("", head) for head in [*heads, "kept", "note"]]
+    caption = f"Growing and pruning in {record.experiment}, {record.profile}, seed {record.seed}"
+    name, words = f"tab-phases-{record.experiment}-{record.seed}", frozenset({"phase", "kept", "note"})
+    return Table(name, caption, "event", columns, lines, words=words)
+
+
+def tab_history(record: RunRecord, every: int = 1) -> Table:
+    """A run epoch by epoch (or `every` so many, and the last): loss, learning rate, density, scores."""
+    scores = list(dict.fromkeys(name for row in record.history for name in row.scores))
+    lines = []
+    for place, row in enumerate(record.history):
+        if place % every == 0 or place == len(record.history) - 1:
+            measured = [f"{row.scores[name]:.2f}" if name in row.scores else MISSING for name in scores]
+            alive = MISSING if row.density is None else density(row.density)
+            lines.append((str(row.epoch), [row.phase, f"{row.loss:.3f}", f"{row.lr:.2g}", alive, *measured]))
+    heads = ["phase", "loss", "learning rate", "density", *(f"{name} (validation)" for name in scores)]
+    caption = f"Epochs of {record.experiment}, {record.profile}, seed {record.seed}"
+    name, columns = f"tab-history-{record.experiment}-{record.seed}", [("", head) for head in heads]
+    return Table(name, caption, "epoch", columns, lines, words=frozenset({"phase"}))
+
+
+def _cpu(name: str, cores: int) -> str:
+    return f"{name}, {cores} core{'s' * (cores != 1)}"
+
+
+def machine(record: RunRecord) -> str:
+    """GPU or CPU of a run."""
+    return record.provenance.gpu or _cpu(record.provenance.cpu, record.provenance.cores)
+
+
+def commit(record: RunRecord) -> str:
+    """Short commit of a run; a tree with changes that were not committed says so."""
+    made = record.provenance
+    if not re.fullmatch(r"[0-9a-f]{40,64}", made.commit):
+        return made.commit
+    return made.commit[:10] + (" with local changes" if made.dirty else "")
+
+
+def stamp(profile: str, record: RunRecord | None = None) -> Html:
+    """Which profile, machine and date made a page, or a record where one is given."""
+    if record is None:
+        where, when = _cpu(*records.machine()), records.now()[:10]
+    else:
+        profile, where, when = record.profile, machine(record), record.provenance.ended[:10]
+    what = "This page was made" if record is None else f"{record.experiment}, seed {record.seed}, was run"
+    text = f"{what} with the profile {profile} on {where}, on {when} (UTC)."
+    return Html(text, f'<p class="stamp"><small>{html.escape(text)}</small></p>')
+
+
+def report(profile: str, root: str | Path | None = None) -> str:
+    """All tables of a profile as text, for the command line."""
+    tables = [tab_ds2_models(profile, root), tab_runs(profile, root=root)]
+    return "\n\n".join(table.markdown() for table in tables) + "\n"

@@ -1,0 +1,219 @@
+"""The training loop: one epoch after another, as a schedule says, with growth and pruning in between.
+
+Randomness is seeded anew at each step from (seed, step), and checkpoints hold everything else, so that a run killed
+anywhere and resumed ends with the same bits as one that was left alone.
+"""
+
+import math
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from tqdm import tqdm
+
+from .growprune import Dense, Gradients, GrowPruneSchedule
+from .masks import ConnectionMasks, load_tensors, save_tensors
+
+
+class TrainingError(Exception):
+    """Training cannot go on; the message says why and what to do."""
+
+
+class Interrupted(Exception):
+    """The user stopped the run; a checkpoint is left and the message says how to go on."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How weights are trained; the same for every cell that is compared."""
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    clip: float = 5.0
+    warmup: float = 0.15           # share of a stretch in which the learning rate rises
+    retrain_lr: float = 0.5        # peak when retraining after pruning, as a share of `lr`
+    precision: str = "bf16"        # of the matrix products; "fp32" for none lower
+
+
+def accelerator(precision: str = "fp32") -> Accelerator:
+    """Device and precision, chosen by accelerate: a GPU where there is one."""
+    return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no")
+
+
+def learning_rate(peak: float, position: float, warmup: float) -> float:
+    """One cycle over a stretch, position in [0, 1]: a linear rise to `peak`, then a cosine down to a hundredth."""
+    if position < warmup:
+        return peak * (0.04 + 0.96 * position / warmup)
+    return peak * (0.01 + 0.99 * (1 + math.cos(math.pi * (position - warmup) / (1 - warmup))) / 2)
+
+
+class Trainer:
+    """Trains `model` on `task` (see tasks.py) through `schedule` (see growprune.py).
+
+    After `train()`: `history` (one row an epoch), `phases` (one row for each growth, pruning or restoring), `seconds`.
+    With `checkpoint`, a file is kept there after each epoch and on Ctrl-C, and found again by the next call; `key` ties
+    it to a recipe, and a checkpoint of another key is set aside.
+    """
+
+    def __init__(self, model: nn.Module, task, schedule: Dense | GrowPruneSchedule, settings: Settings, *,
+                 masks: ConnectionMasks | None = None, seed: int = 0, checkpoint: Path | None = None, key: str = "",
+                 name: str = "training", progress: bool = True, accelerator: Accelerator | None = None):
+        self.task, self.schedule, self.settings, self.masks, self.seed = task, schedule, settings, masks, seed
+        self.checkpoint, self.key, self.name, self.progress = checkpoint, key, name, progress
+        self.accelerator = accelerator or Accelerator(mixed_precision="bf16" if settings.precision == "bf16" else "no")
+        self.model = model
+        self.parameters = list(model.parameters())
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+        if masks is not None:
+            masks.attach(self.optimiser)
+        self.prepared = self.accelerator.prepare(model)
+        self.gradients = Gradients()
+        self.epoch = self.batch = self.step = 0
+        self.loss_sum = self.seconds = self.epoch_seconds = 0.0
+        self.history: list[dict] = []
+        self.phases: list[dict] = []
+
+    def train(self) -> None:
+        """Runs the schedule to its end. Raises Interrupted on Ctrl-C, TrainingError if the loss is not finite."""
+        if self.checkpoint is not None and self.checkpoint.exists():
+            self._resume()
+        with _StopOnSignal() as stop:
+            while not self.schedule.done:
+                self._epoch(stop)
+
+    def _epoch(self, stop: "_StopOnSignal") -> None:
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        batches = self.task.batches(self.epoch)
+        batches = batches[:len(batches) // processes * processes or None][rank::processes]
+        bar = tqdm(total=len(batches), initial=self.batch, desc=f"{self.name} epoch {self.epoch + 1}", leave=False,
+                   disable=not (self.progress and sys.stderr.isatty()))
+        started = time.perf_counter() - self.epoch_seconds
+        self.prepared.train()
+        while self.batch < len(batches):
+            lr = self._learning_rate((self.schedule.at + self.batch / len(batches)) / self.schedule.length)
+            self.loss_sum += self._step(batches[self.batch], lr)
+            self.batch, self.step = self.batch + 1, self.step + 1
+            self.epoch_seconds = time.perf_counter() - started
+            bar.update()
+            bar.set_postfix(loss=f"{self.loss_sum / self.batch:.3f}")
+            if stop.asked:
+                bar.close()
+                self._stop()
+        bar.close()
+        scores = self.task.evaluate(self.prepared, self.accelerator.device)
+        self.epoch_seconds = time.perf_counter() - started
+        self.history.append({"epoch": self.epoch, "phase": self.schedule.phase, "loss": self.loss_sum / len(batches),
+                             "lr": lr, "seconds": self.epoch_seconds, "scores": scores, **self._densities()})
+        event = self.schedule.end_epoch(self.masks, self.gradients, scores[self.task.metric])
+        if event is not None:
+            self.phases.append(asdict(event) | {"epoch": self.epoch, "scores": scores})
+        self.seconds += self.epoch_seconds
+        self._report(scores, event)
+        self.epoch, self.batch, self.loss_sum, self.epoch_seconds = self.epoch + 1, 0, 0.0, 0.0
+        self._save()
+
+    def _step(self, batch, lr: float) -> float:
+        torch.manual_seed(1_000_003 * self.seed + self.step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        self.optimiser.zero_grad()
+        loss = self.task.loss(self.prepared, batch, self.accelerator.device)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise TrainingError(f"{self.name}: the loss became {value} in epoch {self.epoch + 1}; lower the learning rate")
+        self.accelerator.backward(loss)
+        if self.masks is not None:
+            if self.schedule.growing:
+                self.gradients.collect(self.masks)
+            self.masks.mask_gradients_()
+        nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
+        self.optimiser.step()
+        return value
+
+    def _learning_rate(self, position: float) -> float:
+        retraining = self.schedule.phase in ("prune", "final")
+        peak = self.settings.lr * (self.settings.retrain_lr if retraining else 1)
+        return learning_rate(peak, position, self.settings.warmup)
+
+    def _densities(self) -> dict:
+        if self.masks is None:
+            return {}
+        return {"density": self.masks.density(), "densities": {n: self.masks.density(n) for n in self.masks.masks}}
+
+    def _report(self, scores: dict[str, float], event) -> None:
+        if not (self.progress and self.accelerator.is_main_process):
+            return
+        row = self.history[-1]
+        left = self.seconds / len(self.history) * self.schedule.epochs_left / 60
+        line = (f"{self.name}  epoch {row['epoch'] + 1}  {row['phase']}  loss {row['loss']:.3f}  "
+                + "  ".join(f"{k} {v:.1f}" for k, v in scores.items()) + f"  {row['seconds']:.0f} s")
+        if "density" in row:
+            line += f"  density {row['density']:.1%}"
+        if event is not None:
+            line += f"  [{event.phase}: {event.note}, density {event.density:.1%}]"
+        tqdm.write(line + (f"  at most {left:.0f} min left" if left else ""), file=sys.stderr)
+
+    def _save(self) -> None:
+        if self.checkpoint is None or not self.accelerator.is_main_process:
+            return
+        schedule, good = self.schedule.state_dict()
+        groups = {"model": self.model.state_dict(), "gradients": self.gradients.sums, "good": good,
+                  "masks": self.masks.state_dict() if self.masks else {}}
+        for k, p in enumerate(self.parameters):
+            groups[f"optimiser.{k}"] = self.optimiser.state.get(p, {})
+        tensors = {f"{group}/{name}": t for group, part in groups.items() for name, t in part.items()}
+        plain = ("epoch", "batch", "step", "loss_sum", "seconds", "epoch_seconds", "history", "phases", "key")
+        save_tensors(self.checkpoint, tensors, {"schedule": schedule} | {name: getattr(self, name) for name in plain})
+
+    def _resume(self) -> None:
+        tensors, state = load_tensors(self.checkpoint)
+        if state["key"] != self.key:
+            old = self.checkpoint.with_suffix(".old")
+            self.checkpoint.replace(old)
+            return print(f"{self.checkpoint}: of another recipe, corpus or code; set aside as {old.name}, starting anew",
+                         file=sys.stderr)
+
+        def part(group: str) -> dict:
+            return {name.removeprefix(group + "/"): t for name, t in tensors.items() if name.startswith(group + "/")}
+        self.model.load_state_dict(part("model"))
+        self.gradients.sums = {name: t.to(self.accelerator.device) for name, t in part("gradients").items()}
+        for k, p in enumerate(self.parameters):
+            moments = part(f"optimiser.{k}")
+            if moments:
+                self.optimiser.state[p] = {n: t if n == "step" else t.to(p.device) for n, t in moments.items()}
+        if self.masks is not None:
+            self.masks.load_state_dict(part("masks"))
+        self.schedule.load_state_dict(state.pop("schedule"), part("good"))
+        self.__dict__.update(state)
+
+    def _stop(self) -> None:
+        self._save()
+        kept = f"a checkpoint is in {self.checkpoint}; the same command goes on from there" if self.checkpoint else \
+            "no checkpoint was asked for"
+        raise Interrupted(f"{self.name}: stopped in epoch {self.epoch + 1}, batch {self.batch}; {kept}")
+
+
+class _StopOnSignal:
+    """Ctrl-C and SIGTERM set `asked`, which the loop reads between two steps; a second Ctrl-C stops at once."""
+
+    def __enter__(self):
+        self.asked, self.before = False, {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self.before[number] = signal.signal(number, self._ask)
+            except ValueError:                                     # not in the main thread: no handler, no harm
+                pass
+        return self
+
+    def _ask(self, number, frame):
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *exc):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
