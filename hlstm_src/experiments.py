@@ -118,15 +118,13 @@ def run(name: str, profile_name: str = "laptop", seed: int = 0, *, force: bool =
 
 def _train(made: Recipe, corpus: SpeechCorpus, seed: int, path: Path, key: str, name: str, progress: bool) -> Trainer:
     torch.manual_seed(seed)
-    accelerated = accelerator(made.settings.precision)
-    model = DeepSpeech2(**made.model).to(accelerated.device)
+    model = DeepSpeech2(**made.model).to(accelerator(made.settings.precision).device)
     masks = None
     if made.seed_density is not None:
         masks = ConnectionMasks(model, made.masked, made.seed_density, torch.Generator().manual_seed(seed))
     schedule = Dense(**made.schedule) if "epochs" in made.schedule else GrowPruneSchedule(**made.schedule)
     trainer = Trainer(model, SpeechTask(corpus, seed=seed, **made.task), schedule, made.settings, masks=masks, seed=seed,
-                      checkpoint=path.with_suffix(".checkpoint"), key=key, name=name, progress=progress,
-                      accelerator=accelerated)
+                      checkpoint=path.with_suffix(".checkpoint"), key=key, name=name, progress=progress)
     trainer.train()
     trainer.model = trainer.accelerator.unwrap_model(trainer.prepared, keep_fp32_wrapper=False)
     return trainer

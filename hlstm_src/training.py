@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 from tqdm import tqdm
 
@@ -41,7 +42,10 @@ class Settings:
 
 def accelerator(precision: str = "fp32") -> Accelerator:
     """Device and precision, chosen by accelerate: a GPU where there is one."""
-    return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no")
+    wanted = "bf16" if precision == "bf16" else "no"
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != wanted:
+        AcceleratorState._reset_state()                            # one process may train at several precisions
+    return Accelerator(mixed_precision=wanted)
 
 
 def learning_rate(peak: float, position: float, warmup: float) -> float:
@@ -61,11 +65,10 @@ class Trainer:
 
     def __init__(self, model: nn.Module, task, schedule: Dense | GrowPruneSchedule, settings: Settings, *,
                  masks: ConnectionMasks | None = None, seed: int = 0, checkpoint: Path | None = None, key: str = "",
-                 name: str = "training", progress: bool = True, accelerator: Accelerator | None = None):
+                 name: str = "training", progress: bool = True):
         self.task, self.schedule, self.settings, self.masks, self.seed = task, schedule, settings, masks, seed
         self.checkpoint, self.key, self.name, self.progress = checkpoint, key, name, progress
-        self.accelerator = accelerator or Accelerator(mixed_precision="bf16" if settings.precision == "bf16" else "no")
-        self.model = model
+        self.accelerator, self.model = accelerator(settings.precision), model
         self.parameters = list(model.parameters())
         self.optimiser = torch.optim.AdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
         if masks is not None:
@@ -73,7 +76,7 @@ class Trainer:
         self.prepared = self.accelerator.prepare(model)
         self.gradients = Gradients()
         self.epoch = self.batch = self.step = 0
-        self.loss_sum = self.seconds = self.epoch_seconds = 0.0
+        self.lr = self.loss_sum = self.seconds = self.epoch_seconds = 0.0
         self.history: list[dict] = []
         self.phases: list[dict] = []
 
@@ -94,8 +97,8 @@ class Trainer:
         started = time.perf_counter() - self.epoch_seconds
         self.prepared.train()
         while self.batch < len(batches):
-            lr = self._learning_rate((self.schedule.at + self.batch / len(batches)) / self.schedule.length)
-            self.loss_sum += self._step(batches[self.batch], lr)
+            self.lr = self._learning_rate((self.schedule.at + self.batch / len(batches)) / self.schedule.length)
+            self.loss_sum += self._step(batches[self.batch], self.lr)
             self.batch, self.step = self.batch + 1, self.step + 1
             self.epoch_seconds = time.perf_counter() - started
             bar.update()
@@ -107,7 +110,7 @@ class Trainer:
         scores = self.task.evaluate(self.prepared, self.accelerator.device)
         self.epoch_seconds = time.perf_counter() - started
         self.history.append({"epoch": self.epoch, "phase": self.schedule.phase, "loss": self.loss_sum / len(batches),
-                             "lr": lr, "seconds": self.epoch_seconds, "scores": scores, **self._densities()})
+                             "lr": self.lr, "seconds": self.epoch_seconds, "scores": scores, **self._densities()})
         event = self.schedule.end_epoch(self.masks, self.gradients, scores[self.task.metric])
         if event is not None:
             self.phases.append(asdict(event) | {"epoch": self.epoch, "scores": scores})
@@ -166,7 +169,7 @@ class Trainer:
         for k, p in enumerate(self.parameters):
             groups[f"optimiser.{k}"] = self.optimiser.state.get(p, {})
         tensors = {f"{group}/{name}": t for group, part in groups.items() for name, t in part.items()}
-        plain = ("epoch", "batch", "step", "loss_sum", "seconds", "epoch_seconds", "history", "phases", "key")
+        plain = ("epoch", "batch", "step", "lr", "loss_sum", "seconds", "epoch_seconds", "history", "phases", "key")
         save_tensors(self.checkpoint, tensors, {"schedule": schedule} | {name: getattr(self, name) for name in plain})
 
     def _resume(self) -> None:
