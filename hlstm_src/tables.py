@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hlstm_src import paper, records
-from hlstm_src.paper import short
-from hlstm_src.records import RunRecord
+from . import paper, records
+from .paper import short
+from .records import RunRecord
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
@@ -286,7 +286,7 @@ def tab_phases(record: RunRecord) -> Table:
     lines = []
     for number, row in enumerate(record.phases, 1):
         measured = [f"{row.scores[name]:.2f}" if name in row.scores else MISSING for name in scores]
-        cells = [row.phase, str(row.epoch), density(row.density), short(row.nonzero), *measured]
+        cells = [row.phase, str(row.epoch + 1), density(row.density), short(row.nonzero), *measured]
         lines.append((str(number), [*cells, "yes" if row.kept else "no", row.note]))
     heads = ["phase", "epoch", "density", "live weights", *(f"{name} (validation)" for name in scores)]
     columns = [("", head) for head in [*heads, "kept", "note"]]
@@ -303,7 +303,7 @@ def tab_history(record: RunRecord, every: int = 1) -> Table:
         if place % every == 0 or place == len(record.history) - 1:
             measured = [f"{row.scores[name]:.2f}" if name in row.scores else MISSING for name in scores]
             alive = MISSING if row.density is None else density(row.density)
-            lines.append((str(row.epoch), [row.phase, f"{row.loss:.3f}", f"{row.lr:.2g}", alive, *measured]))
+            lines.append((str(row.epoch + 1), [row.phase, f"{row.loss:.3f}", f"{row.lr:.2g}", alive, *measured]))
     heads = ["phase", "loss", "learning rate", "density", *(f"{name} (validation)" for name in scores)]
     caption = f"Epochs of {record.experiment}, {record.profile}, seed {record.seed}"
     name, columns = f"tab-history-{record.experiment}-{record.seed}", [("", head) for head in heads]

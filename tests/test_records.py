@@ -1,0 +1,338 @@
+"""Run records: what is saved is read back exactly, and nothing doubtful is saved or read."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hlstm_src import records
+from hlstm_src.records import RecordError, RunRecord
+
+COUNT = ("params", "macs", "flops")
+
+
+def make(experiment="ds2-lstm", profile="smoke", seed=0, **changes) -> RunRecord:
+    """A small valid record."""
+    count = {"params": 100, "nonzero_params": 40, "macs": 100, "nonzero_macs": 40, "flops": 200}
+    count["nonzero_flops"] = 80
+    fields = {
+        "experiment": experiment,
+        "profile": profile,
+        "seed": seed,
+        "title": "A run",
+        "key": "0" * 64,
+        "recipe": {"width": 4, "betas": (0.9, 0.999)},
+        "history": [{"epoch": 1, "phase": "train", "loss": 2.5, "lr": 1e-3, "seconds": 1.5}],
+        "phases": [{"phase": "prune", "epoch": 1, "density": 0.4, "nonzero": 40, "kept": True}],
+        "scores": {"wer": 15.1, "cer": 6.8},
+        "valid_scores": {"wer": 14.0},
+        "normalisation": "upper case",
+        "samples": [{"id": "a", "reference": "YES", "hypothesis": "YES"}],
+        "counts": {"cell": count, "model": count},
+        "latency": [{"engine": "torch", "threads": 1, "case": "one step", "microseconds": 325.0}],
+        "model": {"file": "seed0.safetensors", "sha256": "1" * 64, "bytes": 10},
+        "provenance": {
+            "commit": "c" * 40,
+            "dirty": False,
+            "lock_sha256": "2" * 64,
+            "versions": {"python": "3.11"},
+            "corpus": "mini_speech",
+            "corpus_sha256": "3" * 64,
+            "cpu": "A CPU",
+            "gpu": None,
+            "cores": 2,
+            "threads": 1,
+            "started": "2026-01-31T12:00:00+00:00",
+            "ended": "2026-01-31T12:01:00+00:00",
+            "seconds": 60.0,
+            "command": "python -m hlstm_src run ds2-lstm",
+        },
+    }
+    return RunRecord.model_validate(fields | changes)
+
+
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+shares = st.floats(0, 1)
+score_maps = st.dictionaries(st.text(max_size=8), numbers, max_size=3)
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | numbers | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+epochs = st.fixed_dictionaries(
+    {
+        "epoch": st.integers(0, 999),
+        "phase": st.text(max_size=6),
+        "loss": numbers,
+        "lr": numbers,
+        "seconds": numbers,
+    },
+    optional={"density": shares, "densities": st.dictionaries(st.text(max_size=6), shares, max_size=3)},
+)
+
+
+@st.composite
+def counts(draw):
+    total = {name: draw(st.integers(0, 2**60)) for name in COUNT}
+    return total | {f"nonzero_{name}": draw(st.integers(0, total[name])) for name in COUNT}
+
+
+@st.composite
+def any_record(draw):
+    return make(
+        profile=draw(st.sampled_from(records.PROFILES)),
+        seed=draw(st.integers(0, 99)),
+        title=draw(st.text(max_size=10)),
+        recipe=draw(st.dictionaries(st.text(max_size=5), plain, max_size=4)),
+        history=draw(st.lists(epochs, max_size=3)),
+        scores=draw(score_maps),
+        valid_scores=draw(score_maps),
+        samples=draw(st.lists(st.dictionaries(st.text(max_size=5), plain, max_size=3), max_size=2)),
+        counts={"cell": draw(counts()), "model": draw(counts())},
+        model=None,
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(record=any_record())
+def test_a_record_comes_back_exactly_and_saves_to_the_same_bytes(record, tmp_path_factory):
+    path = tmp_path_factory.mktemp("records") / "seed0.json"
+    record.save(path)
+    back = records.read(path)
+    assert back == record
+    first = path.read_bytes()
+    back.save(path)
+    assert path.read_bytes() == first
+
+
+def test_tuples_in_a_recipe_become_what_json_gives_back(tmp_path):
+    record = make()
+    assert record.recipe["betas"] == [0.9, 0.999]
+    assert records.read(record.save(tmp_path / "r.json")) == record
+
+
+def test_items_read_like_attributes():
+    record = make()
+    assert record["counts"]["cell"]["params"] == record.counts.cell.params == 100
+    with pytest.raises(KeyError):
+        record["no_such_field"]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["scores", "recipe", "history", "samples"])
+def test_what_is_no_number_is_neither_made_nor_saved(bad, where, tmp_path):
+    row = {"epoch": 1, "phase": "train", "loss": bad, "lr": 0.1, "seconds": 1}
+    change = {"scores": {"wer": bad}, "recipe": {"lr": bad}, "history": [row], "samples": [{"x": bad}]}
+    with pytest.raises(ValueError):
+        make(**{where: change[where]})
+    record = make()
+    path = record.save(tmp_path / "r.json")
+    before = path.read_bytes()
+    spoilt = {"scores": record.scores, "recipe": record.recipe, "samples": record.samples[0]}
+    if where == "history":
+        record.history[0].loss = bad
+    else:
+        spoilt[where]["x"] = bad
+    with pytest.raises(RecordError, match="nothing was written"):
+        record.save(path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["r.json"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+@pytest.mark.parametrize("crash", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_crash_while_writing_leaves_the_old_record_whole(step, crash, tmp_path, monkeypatch):
+    path = make(title="old").save(tmp_path / "r.json")
+
+    def fail(*_):
+        raise crash
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(RecordError if isinstance(crash, OSError) else KeyboardInterrupt):
+        make(title="new").save(path)
+    monkeypatch.undo()
+    assert records.read(path).title == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_the_record_is_never_open_half_written(tmp_path, monkeypatch):
+    """At the moment the new file takes its place, it is already complete."""
+    path, seen = tmp_path / "r.json", []
+    real = os.replace
+
+    def watch(part, target):
+        assert not path.exists()
+        seen.append(records.read(part).title)
+        real(part, target)
+
+    monkeypatch.setattr(os, "replace", watch)
+    make(title="whole").save(path)
+    assert seen == ["whole"]
+
+
+def edit(path, change):
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda data: data.pop("scores"), "scores: Field required"),
+        (lambda data: data["provenance"].pop("cpu"), "provenance.cpu: Field required"),
+        (lambda data: data.update(colour="red"), "colour: "),
+        (lambda data: data["history"][0].update(loss="much"), "history.0.loss: "),
+        (lambda data: data["history"][0].update(loss=math.nan), "history.0.loss: "),
+        (lambda data: data["counts"]["cell"].update(nonzero_params=101), "counts.cell: nonzero_params"),
+        (lambda data: data["provenance"].update(started="2026-01-31T12:00:00"), "provenance.started: "),
+        (lambda data: data["phases"][0].update(density=1.5), "phases.0.density: "),
+        (lambda data: data.update(profile="huge"), "profile: "),
+        (lambda data: data.update(schema_version=2), "update the code"),
+        (lambda data: data.update(schema_version=0), "schema_version: 0"),
+        (lambda data: data.pop("schema_version"), "schema_version: None"),
+        (lambda data: data.update(schema_version=True), "schema_version: True"),
+    ],
+)
+def test_a_bad_field_is_named_with_its_file_on_one_line(change, says, tmp_path):
+    path = make().save(tmp_path / "r.json")
+    edit(path, change)
+    with pytest.raises(RecordError) as caught:
+        records.read(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and says in message and "\n" not in message
+
+
+@pytest.mark.parametrize("content", [b"", b'{"schema_version": 1, "title"', b"\xff\xfe", b"[]", b"null"])
+def test_what_is_no_record_is_refused_in_one_line(content, tmp_path):
+    path = tmp_path / "r.json"
+    path.write_bytes(content)
+    with pytest.raises(RecordError) as caught:
+        records.read(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_record_says_how_to_make_it(tmp_path):
+    with pytest.raises(RecordError, match="no such record; make it with"):
+        records.read(tmp_path / "r.json")
+
+
+@given(part=st.integers(1, 400))
+@settings(max_examples=25, deadline=None)
+def test_a_truncated_record_is_never_taken_for_a_whole_one(part, tmp_path_factory):
+    path = make().save(tmp_path_factory.mktemp("records") / "r.json")
+    data = path.read_bytes()
+    path.write_bytes(data[: -1 - part])
+    with pytest.raises(RecordError):
+        records.read(path)
+
+
+def test_paths_keep_scratch_and_kept_records_apart(tmp_path, monkeypatch):
+    at = {profile: records.path_of("ds2-lstm", profile, 3, tmp_path) for profile in records.PROFILES}
+    for profile in ("smoke", "laptop"):
+        assert at[profile] == tmp_path / "results/local" / profile / "ds2-lstm/seed3.json"
+    for profile in ("desk", "paper"):
+        assert at[profile] == tmp_path / "results" / profile / "ds2-lstm/seed3.json"
+    monkeypatch.setenv("HLSTM_RESULTS", str(tmp_path / "elsewhere"))
+    assert records.path_of("a", "desk", 0) == tmp_path / "elsewhere/desk/a/seed0.json"
+    assert records.path_of("a", "desk", 0, tmp_path) == tmp_path / "results/desk/a/seed0.json"
+    monkeypatch.delenv("HLSTM_RESULTS")
+    assert records.path_of("a", "desk", 0) == records.REPOSITORY / "results/desk/a/seed0.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "profile", "seed"), [("../a", "desk", 0), ("", "desk", 0), ("a", "big", 0), ("a", "desk", -1)]
+)
+def test_a_name_that_is_no_run_has_no_path(name, profile, seed):
+    with pytest.raises(RecordError):
+        records.path_of(name, profile, seed)
+
+
+def test_find_gives_the_records_of_one_profile_in_order(tmp_path):
+    assert records.find("smoke", root=tmp_path) == []
+    for experiment, profile, seed in [
+        ("b", "smoke", 10),
+        ("b", "smoke", 9),
+        ("a", "smoke", 0),
+        ("a", "desk", 0),
+    ]:
+        make(experiment, profile, seed).save(records.path_of(experiment, profile, seed, tmp_path))
+    found = [(record.experiment, record.seed) for record in records.find("smoke", root=tmp_path)]
+    assert found == [("a", 0), ("b", 9), ("b", 10)]
+    assert [record.seed for record in records.find("smoke", "b", tmp_path)] == [9, 10]
+
+
+def test_find_refuses_a_record_in_the_place_of_another(tmp_path):
+    make("ds2-lstm", "smoke").save(records.path_of("ds2-lstm", "desk", 0, tmp_path))
+    with pytest.raises(RecordError, match="belongs at"):
+        records.find("desk", root=tmp_path)
+
+
+def test_the_fingerprint_sees_recipe_corpus_and_code_and_nothing_else(tmp_path):
+    one, two = tmp_path / "one.py", tmp_path / "two.py"
+    one.write_text("a = 1\n")
+    two.write_text("b = 2\n")
+    base = records.fingerprint({"x": 1, "y": (2, 3)}, "corpus", [one, two])
+    assert base == records.fingerprint({"y": [2, 3], "x": 1}, "corpus", [two, one])
+    assert base != records.fingerprint({"x": 1, "y": [2, 4]}, "corpus", [one, two])
+    assert base != records.fingerprint({"x": 1, "y": [2, 3]}, "other", [one, two])
+    assert base != records.fingerprint({"x": 1, "y": [2, 3]}, "corpus", [one])
+    one.write_text("a = 1  # a comment counts\n")
+    assert base != records.fingerprint({"x": 1, "y": [2, 3]}, "corpus", [one, two])
+    (tmp_path / "away").mkdir()
+    moved = (tmp_path / "away/one.py", tmp_path / "away/two.py")
+    for old, new in zip((one, two), moved, strict=True):
+        new.write_bytes(old.read_bytes())
+    here = records.fingerprint({}, "corpus", [one, two])
+    assert here == records.fingerprint({}, "corpus", moved)
+
+
+def test_provenance_holds_no_folder_of_this_machine(monkeypatch):
+    root = str(records.REPOSITORY)
+    argv = [f"{root}/hlstm_src/__main__.py", "run", "ds2-lstm", f"--data={root}/data/an4", "/far/away/x.json"]
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    taken = records.provenance("an4", "4" * 64)
+    assert taken.command == "python -m hlstm_src run ds2-lstm --data=data/an4 x.json"
+    assert root not in taken.model_dump_json()
+    assert taken.cores >= 1 and taken.threads >= 1 and taken.cpu
+    assert taken.versions["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert {"torch", "numpy"} <= set(taken.versions)
+
+
+def test_provenance_names_the_commit_and_a_changed_tree(tmp_path, monkeypatch):
+    def git(*words):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+        return subprocess.check_output(["git", "-C", str(tmp_path), *identity, *words], text=True).strip()
+
+    monkeypatch.setattr(records, "REPOSITORY", tmp_path.resolve())
+    assert records.provenance("an4", "4").commit == "unknown"
+    git("init", "-q")
+    (tmp_path / "code.py").write_text("a = 1\n")
+    git("add", ".")
+    git("commit", "-q", "-m", "one")
+    make().save(records.path_of("ds2-lstm", "desk", 0, tmp_path))
+    taken = records.provenance("an4", "4")
+    assert (taken.commit, taken.dirty) == (git("rev-parse", "HEAD"), False)
+    (tmp_path / "code.py").write_text("a = 2\n")
+    assert records.provenance("an4", "4").dirty
+    (tmp_path / "inner").mkdir()
+    monkeypatch.setattr(records, "REPOSITORY", tmp_path.resolve() / "inner")
+    assert records.provenance("an4", "4").commit == "unknown"
+
+
+def test_closing_keeps_the_start_and_counts_the_time():
+    taken = make().provenance
+    closed = taken.closed()
+    assert closed.started == taken.started and closed.ended > taken.ended and closed.seconds > 60
+    assert taken.closed(seconds=12.5).seconds == 12.5
+
+
+def test_the_module_itself_does_not_load_torch():
+    code = "import runpy, sys; runpy.run_path('hlstm_src/records.py'); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=records.REPOSITORY, check=True)

@@ -1,0 +1,313 @@
+"""Tables: every cell is a figure of a record or of the paper, and what is missing looks missing."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hlstm_src import paper, records, tables
+from hlstm_src.records import RunRecord
+
+MODELS = ["ds2-lstm", "ds2-hlstm", "ds2-hlstm-gp"]
+
+
+def count(params, live):
+    return {
+        "params": params,
+        "nonzero_params": live,
+        "macs": params,
+        "nonzero_macs": live,
+        "flops": 2 * params,
+        "nonzero_flops": 2 * live,
+    }
+
+
+def make(experiment, profile, seed=0, live=1000, **changes) -> RunRecord:
+    counts = count(10_000_000, live)
+    fields = {
+        "experiment": experiment,
+        "profile": profile,
+        "seed": seed,
+        "title": "A run",
+        "key": "0" * 64,
+        "recipe": {},
+        "history": [],
+        "scores": {"wer": 15.1, "cer": 6.8},
+        "normalisation": "upper case",
+        "counts": {"cell": counts, "model": counts},
+        "provenance": {
+            "commit": "abcdef0123" + "4" * 30,
+            "dirty": False,
+            "lock_sha256": "2" * 64,
+            "versions": {},
+            "corpus": "an4",
+            "corpus_sha256": "3" * 64,
+            "cpu": "A CPU",
+            "gpu": None,
+            "cores": 2,
+            "threads": 1,
+            "started": "2026-01-31T12:00:00+00:00",
+            "ended": "2026-02-01T12:01:30+00:00",
+            "seconds": 90.0,
+            "command": "run",
+        },
+    }
+    return RunRecord.model_validate(fields | changes)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Saves records in a repository of their own and gives its root."""
+
+    def save(*made):
+        for record in made:
+            record.save(records.path_of(record.experiment, record.profile, record.seed, tmp_path))
+        return tmp_path
+
+    return save
+
+
+def cell(table, row, group, heading):
+    place = table.columns.index((group, heading))
+    (cells,) = [cells for name, cells in table.rows if name == row]
+    return cells[place]
+
+
+class Page(HTMLParser):
+    """The rows of the tables of a page, and every tag with its attributes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.rows, self.open = [], [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.open = True
+
+    def handle_endtag(self, tag):
+        self.open = self.open and tag not in ("td", "th")
+
+    def handle_data(self, data):
+        if self.open:
+            self.rows[-1][-1] += data
+
+
+COMPACT = "H-LSTM, grown and pruned: compact"
+DESK, LAPTOP = "recorded (desk)", "this run (laptop)"
+
+
+def test_cells_are_the_figures_of_the_records(store):
+    root = store(
+        make("ds2-lstm", "desk", live=4_000_000),
+        make("ds2-hlstm-gp", "desk", live=310_000, scores={"wer": 14.84, "cer": 6.66}),
+        make("ds2-lstm", "laptop", live=80_000, scores={"wer": 50.0, "cer": 20.0}),
+        make("ds2-hlstm-gp", "laptop", live=16_000, scores={"wer": 40.0, "cer": 10.0}),
+    )
+    table = tables.tab_ds2_models("laptop", root)
+    heads = ["recurrent weights", "compression", "FLOPs a frame", "WER %", "CER %"]
+
+    def row(group, name):
+        return [cell(table, name, group, head) for head in heads]
+
+    assert row(DESK, "LSTM, the baseline") == ["4.00 M", "1.0x", "8.00 M", "15.1, one seed", "6.8, one seed"]
+    assert row(DESK, COMPACT) == ["310 K", "12.9x", "620 K", "14.8, one seed", "6.7, one seed"]
+    # Each profile is compressed against its own LSTM.
+    assert row(LAPTOP, COMPACT) == ["16.0 K", "5.0x", "32.0 K", "40.0, one seed", "10.0, one seed"]
+
+
+def test_the_papers_cells_are_those_of_the_papers_list(store):
+    table = tables.tab_ds2_models("laptop", store())
+    rows = {"LSTM, the baseline": "baseline", "H-LSTM, dense": "hlstm_x3", COMPACT: "compact"}
+    rows["H-LSTM, grown and pruned: accurate"] = "accurate"
+    heads = {"recurrent weights": "params", "compression": "compression", "FLOPs a frame": "flops", "WER %": "wer"}
+    assert {name for name, _ in table.rows} == set(rows)
+    for row, key in rows.items():
+        figures = paper.model("deepspeech2", key).figures
+        for head, name in heads.items():
+            shown = cell(table, row, "paper", head)
+            if name in figures:
+                assert shown == str(figures[name]).replace(" %", "")
+                assert shown.endswith("†") == (figures[name].source == "unverified")
+            else:
+                assert shown == tables.MISSING
+    assert ("paper", "CER %") not in table.columns  # the paper gives none
+    assert paper.FOOTNOTE in table.notes
+    assert paper.FOOTNOTE in table.markdown() and "not checked against the paper's PDF" in table._repr_html_()
+
+
+def test_several_seeds_give_a_mean_and_a_range(store):
+    wers = {0: 14.8, 1: 15.6, 2: 14.9}
+    runs = [make("ds2-lstm", "desk", seed, scores={"wer": wer, "cer": 6.0}) for seed, wer in wers.items()]
+    table = tables.tab_ds2_models("laptop", store(*runs))
+    assert cell(table, "LSTM, the baseline", DESK, "WER %") == "15.1 (14.8-15.6), n=3"
+    assert cell(table, "LSTM, the baseline", DESK, "recurrent weights") == "1.00 K"
+
+
+def test_a_missing_record_is_shown_as_missing_and_never_as_nought(store):
+    for root in (store(), store(make("ds2-hlstm-gp", "desk", live=310_000))):
+        table = tables.tab_ds2_models("laptop", root)
+        ours = [place for place, (group, _) in enumerate(table.columns) if group == LAPTOP]
+        assert {cells[place] for _, cells in table.rows for place in ours} == {"–"}
+        assert any("no record yet" in note and "ds2-lstm" in note and "laptop" in note for note in table.notes)
+    # Without the LSTM there is nothing to compare with; the rest of the row still stands.
+    assert cell(table, COMPACT, DESK, "compression") == "–"
+    assert cell(table, COMPACT, DESK, "recurrent weights") == "310 K"
+    assert not any("no record yet" in note and "ds2-hlstm-gp" in note and "desk" in note for note in table.notes)
+
+
+def test_a_score_that_a_record_lacks_is_missing(store):
+    table = tables.tab_ds2_models("desk", store(make("ds2-lstm", "desk", scores={"wer": 0.0})))
+    group = "recorded (desk), this run"
+    assert cell(table, "LSTM, the baseline", group, "WER %") == "0.0, one seed"
+    assert cell(table, "LSTM, the baseline", group, "CER %") == "–"
+
+
+def test_the_recorded_profile_is_not_shown_twice(store):
+    groups = {group for group, _ in tables.tab_ds2_models("desk", store()).columns}
+    assert groups == {"paper", "recorded (desk), this run"}
+
+
+def test_with_nothing_missing_no_note_says_so(store):
+    root = store(*(make(name, profile) for name in MODELS for profile in ("desk", "laptop")))
+    assert not any("no record yet" in note for note in tables.tab_ds2_models("laptop", root).notes)
+
+
+@given(values=st.lists(st.floats(0, 100), max_size=6))
+def test_a_spread_holds_mean_and_range_and_says_how_many(values):
+    text = tables.spread(values)
+    if not values:
+        assert text == tables.MISSING
+    elif len(values) == 1:
+        assert text == f"{values[0]:.1f}, one seed"
+    else:
+        mean, low, high, n = re.fullmatch(r"([\d.]+) \(([\d.]+)-([\d.]+)\), n=(\d+)", text).groups()
+        assert int(n) == len(values)
+        assert (low, high) == (f"{min(values):.1f}", f"{max(values):.1f}")
+        assert float(low) <= float(mean) <= float(high)
+
+
+def test_numbers_are_written_as_the_field_writes_them():
+    assert [tables.short(n) for n in (50_380_800, 2_596_948, 162_570, 999)] == ["50.4 M", "2.60 M", "163 K", "999"]
+    assert tables.factor(12.94) == "12.9x" and tables.density(0.0666) == "6.7 %"
+    assert tables.spread([5, 5], tables.short, seeds=False) == "5"
+    assert tables.spread([5, 7], tables.short, seeds=False) == "6 (5-7), n=2"
+
+
+def test_the_page_shows_the_same_cells_as_the_table_and_the_text(store):
+    root = store(*(make(name, "desk", live=n) for name, n in zip(MODELS, (40_000, 50_000, 3_000), strict=True)))
+    table = tables.tab_ds2_models("laptop", root)
+    page = Page(table._repr_html_())
+    assert page.rows[0] == ["", "paper", DESK, LAPTOP]
+    assert page.rows[1] == ["model", *(heading for _, heading in table.columns)]
+    assert page.rows[2:] == [[name, *cells] for name, cells in table.rows]
+    text = table.markdown()
+    lines = [[part.strip() for part in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    for name, cells in table.rows:
+        assert sum((line[1:] for line in lines if line[0] == name), []) == cells
+
+
+def test_tables_are_accessible_and_scroll_by_themselves(store):
+    root = store(make("ds2-lstm", "laptop"))
+    for table in (tables.tab_ds2_models("laptop", root), tables.tab_runs("laptop", root=root)):
+        page = Page(table._repr_html_())
+        assert any(tag == "caption" for tag, _ in page.tags)
+        assert all("scope" in attributes for tag, attributes in page.tags if tag == "th")
+        (box,) = [attributes for tag, attributes in page.tags if tag == "div"]
+        assert "overflow-x: auto" in box["style"] and box["tabindex"] == "0"
+        assert box["aria-label"] == table.caption
+        assert "color" not in table._repr_html_()
+        ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+        assert len(ids) == len(set(ids))
+
+
+def test_numbers_stand_flush_right_and_words_flush_left(store):
+    table = tables.tab_runs("laptop", root=store(make("ds2-lstm", "laptop")))
+    styles = re.findall(r"#T_tab-runs (td[^{,]*) \{\s*([^}]*)\}", table.styler.to_html().replace(",\n", "\n"))
+    text = table.styler.to_html()
+    assert any(selector == "td" and "text-align: right" in rule for selector, rule in styles)
+    for place, (_, heading) in enumerate(table.columns):
+        flush_left = re.search(rf"td\.col{place} \{{\s*text-align: left", text) is not None
+        assert flush_left == (heading not in ("seed", "minutes")), heading
+
+
+def test_the_same_records_give_the_same_page(store):
+    root = store(make("ds2-lstm", "desk"))
+    assert len({tables.tab_ds2_models("laptop", root)._repr_html_() for _ in range(2)}) == 1
+
+
+def test_what_a_record_says_cannot_break_the_page():
+    bad = "</td><script>alert(1)</script> a | b"
+    phase = {"phase": "prune", "epoch": 3, "density": 0.25, "nonzero": 10, "kept": False, "note": bad}
+    table = tables.tab_phases(make("ds2-hlstm-gp", "desk", phases=[phase]))
+    page = Page(table._repr_html_())
+    assert not any(tag == "script" for tag, _ in page.tags)
+    assert page.rows[-1][-1] == bad
+    assert len(set(line.replace(r"\|", "").count("|") for line in table.markdown().splitlines()[2:])) == 1
+
+
+def test_runs_name_profile_date_machine_time_and_commit(store):
+    dirty = make("b", "laptop", 3)
+    dirty.provenance.dirty, dirty.provenance.gpu = True, "A GPU"
+    other = make("c", "smoke")
+    gitless = make("d", "laptop")
+    gitless.provenance.commit = "unknown"
+    root = store(make("a", "desk"), dirty, other, gitless)
+    rows = tables.tab_runs("laptop", root=root).rows
+    assert rows == [
+        ("a", ["desk", "0", "2026-02-01", "A CPU, 2 cores", "1.5", "abcdef0123"]),
+        ("b", ["laptop", "3", "2026-02-01", "A GPU", "1.5", "abcdef0123 with local changes"]),
+        ("d", ["laptop", "0", "2026-02-01", "A CPU, 2 cores", "1.5", "unknown"]),
+    ]
+    assert [name for name, _ in tables.tab_runs("laptop", ["b"], root).rows] == ["b"]
+    assert [name for name, _ in tables.tab_runs("desk", root=root).rows] == ["a"]
+
+
+def test_no_run_at_all_still_makes_a_page(store):
+    table = tables.tab_runs("laptop", root=store())
+    assert table.rows == [] and "No record yet" in table.notes[0]
+    assert "No record yet" in table._repr_html_() and "No record yet" in table.markdown()
+
+
+def test_history_and_phases_show_each_row_of_the_record():
+    rows = [
+        {"epoch": k, "phase": "grow", "loss": 3.0 / (k + 1), "lr": 0.001, "seconds": 1, "scores": {"wer": 50.0 - k}}
+        for k in range(10)
+    ]
+    rows[4]["density"] = 0.5
+    phases = [
+        {"phase": "grow", "epoch": 2, "density": 0.75, "nonzero": 750, "scores": {"wer": 30.0}, "kept": True},
+        {"phase": "prune", "epoch": 5, "density": 0.1, "nonzero": 100, "kept": False, "note": "below the floor"},
+    ]
+    record = make("ds2-hlstm-gp", "desk", history=rows, phases=phases)
+    history = tables.tab_history(record)
+    assert [name for name, _ in history.rows] == [str(k) for k in range(10)]
+    assert history.rows[4][1] == ["grow", "0.600", "0.001", "50.0 %", "46.00"]
+    assert history.rows[5][1][3] == "–"
+    assert [name for name, _ in tables.tab_history(record, every=4).rows] == ["0", "4", "8", "9"]
+    assert [cells for _, cells in tables.tab_phases(record).rows] == [
+        ["grow", "2", "75.0 %", "750", "30.00", "yes", ""],
+        ["prune", "5", "10.0 %", "100", "–", "no", "below the floor"],
+    ]
+
+
+def test_the_stamp_names_profile_machine_and_date():
+    record = make("ds2-lstm", "desk", 2)
+    text = str(tables.stamp("laptop", record))
+    assert all(part in text for part in ("ds2-lstm", "seed 2", "desk", "A CPU, 2 cores", "2026-02-01"))
+    assert "laptop" not in text
+    page = tables.stamp("smoke")
+    assert "smoke" in str(page) and records.machine()[0] in str(page) and re.search(r"\d{4}-\d\d-\d\d", str(page))
+    assert str(page) in page._repr_html_()
+
+
+def test_the_report_holds_every_table_and_needs_no_record(store):
+    assert "no record yet" in tables.report("smoke", store())
+    text = tables.report("laptop", store(make("ds2-lstm", "laptop", live=4_000_000)))
+    assert "4.00 M" in text and "15.1, one seed" in text and "abcdef0123" in text and text.endswith("\n")
