@@ -247,9 +247,9 @@ No part of an engine is included here, and none is needed to use this corpus.
 Why the audio is free to ship. espeak-ng shapes its vowels by rule from formant tables and adds short
 consonant sounds of its own; what it says is output, not a copy of the program or of its voice files, and the
 GPL covers output only where the output is itself a work based on the program. The licence of flite, under
-which its voices (slt, rms) are distributed too, permits use without restriction; its conditions
-(keep the notice, mark changes, keep the authors' names, do not advertise with them) concern copies of the
-software, not what it says.
+which its voices (slt, rms) are distributed too, permits use without restriction; its conditions (keep the
+notice, mark changes, keep the authors' names, do not advertise with them) concern copies of the software, not
+what it says.
 """
 
 

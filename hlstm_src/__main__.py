@@ -30,16 +30,18 @@ def run(name: Annotated[str, typer.Argument(help="experiment, such as ds2-lstm")
 def evaluate(model: Annotated[Path, typer.Argument(help="a .safetensors file that `run` wrote")],
              corpus: Annotated[Path, typer.Option(help="corpus folder, such as data/an4")],
              split: Annotated[str, typer.Option(help="train, valid or test")] = "test",
+             limit: Annotated[int | None, typer.Option(min=1, help="only the first so many utterances")] = None,
              show: Annotated[int, typer.Option(help="print so many transcripts")] = 0):
     """Score a stored model on a corpus."""
     from . import experiments
     from .corpora import SpeechCorpus
     speech = SpeechCorpus(corpus)
-    rates, heard = experiments.evaluate(model, speech, split)
+    rates, heard = experiments.evaluate(model, speech, split, limit=limit)
     for u, text in list(zip(speech.split(split), heard))[:show]:
         print(f"{u.id}\n  said   {u.transcript}\n  heard  {text}")
     print(f"{model.name} on {speech.name} {split}: WER {rates['wer']:.4f} %, 95 % interval "
-          f"{rates['wer_low']:.1f} to {rates['wer_high']:.1f}; CER {rates['cer']:.4f} %; {rates['utterances']:.0f} utterances")
+          f"{rates['wer_low']:.1f} to {rates['wer_high']:.1f}; CER {rates['cer']:.4f} %; "
+          f"{rates['utterances']:.0f} utterances")
 
 
 @app.command()
@@ -54,7 +56,7 @@ def doctor():
     """Look at this machine: packages, cores, GPU, corpora. Exit code 1 if something needed is missing."""
     import torch
 
-    from .profiles import PROFILES, ROOT
+    from .profiles import MINI_SPEECH, PROFILES, ROOT
     missing = []
     for package in ("accelerate", "jiwer", "jupyter_book", "numpy", "pandas", "papermill", "safetensors", "snakemake",
                     "soundfile"):
@@ -67,9 +69,12 @@ def doctor():
     for folder in dict.fromkeys(p.speech.corpus for p in PROFILES.values()):
         there = (ROOT / folder / "corpus.json").exists()
         print(f"{'ok     ' if there else 'absent '}  corpus {folder}"
-              + ("" if there else f": `python -m data_prep.an4 --out {folder}` (for the profiles desk and paper)"))
+              + ("" if there else ": it comes with the code, restore it from git" if folder == MINI_SPEECH else
+                 f": `python -m data_prep.an4 --out {folder}` (for the profiles desk and paper)"))
     if missing:
         raise SystemExit(f"missing: {', '.join(missing)}; install with `pip install -r requirements.lock`")
+    if not (ROOT / MINI_SPEECH / "corpus.json").exists():
+        raise SystemExit(1)
 
 
 def _short(path: Path) -> str:

@@ -12,6 +12,9 @@ import soundfile
 import torch
 from torch import Tensor
 
+from .deepspeech2 import SAMPLE_RATE
+
+SPLITS = ("train", "valid", "test")
 BLANK = 0
 ALPHABET = "_'ABCDEFGHIJKLMNOPQRSTUVWXYZ "     # position = label; "_" stands for CTC's blank
 LABELS = {letter: k for k, letter in enumerate(ALPHABET)}
@@ -40,51 +43,59 @@ class SpeechCorpus:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
+        about, manifest = self.folder / "corpus.json", self.folder / "manifest.csv"
         try:
-            self.info = json.loads((self.folder / "corpus.json").read_text(encoding="utf-8"))
-            manifest = (self.folder / "manifest.csv").read_bytes()
-        except FileNotFoundError as error:
-            raise CorpusError(f"{error.filename}: no such file; prepare the corpus first, for AN4 with "
-                              f"`python -m data_prep.an4 --out {self.folder}`") from None
+            self.info, data = json.loads(about.read_text(encoding="utf-8")), manifest.read_bytes()
+        except OSError as error:
+            raise CorpusError(f"{error.filename}: {error.strerror.lower()}; prepare the corpus first, AN4 with "
+                              f"`python -m data_prep.an4 --out FOLDER` (mini corpora come with the code)") from None
         except ValueError as error:
-            raise CorpusError(f"{self.folder / 'corpus.json'}: not JSON ({error}); prepare the corpus again") from None
-        self.name, self.sha256 = self.info.get("name", "?"), hashlib.sha256(manifest).hexdigest()
-        if self.info.get("manifest_sha256") != self.sha256:
-            raise CorpusError(f"{self.folder / 'manifest.csv'}: does not match corpus.json; prepare the corpus again")
+            raise CorpusError(f"{about}: not JSON ({error}); prepare the corpus again") from None
+        self.sha256 = hashlib.sha256(data).hexdigest()
+        if not isinstance(self.info, dict) or self.info.get("manifest_sha256") != self.sha256:
+            raise CorpusError(f"{manifest}: does not match corpus.json; prepare the corpus again")
+        self.name = self.info.get("name", "?")
         self.utterances = [self._row(line, row) for line, row in
-                           enumerate(csv.DictReader(io.StringIO(manifest.decode("utf-8"))), start=2)]
+                           enumerate(csv.DictReader(io.StringIO(data.decode("utf-8"))), start=2)]
 
     def _row(self, line: int, row: dict) -> Utterance:
-        where = f"{self.folder / 'manifest.csv'}, line {line}"
         try:
+            if None in row.values():
+                raise ValueError("a column is missing")
             u = Utterance(row["id"], row["speaker"], row["split"], self.folder / row["path"], float(row["seconds"]),
                           row["transcript"], row["sha256"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise CorpusError(f"{where}: cannot be read ({error}); prepare the corpus again") from None
-        unknown = set(u.transcript) - set(ALPHABET[1:])
-        if unknown or not u.transcript:
-            raise CorpusError(f"{where}: transcript {u.transcript!r} is empty or has signs outside A-Z, ' and space")
+            if u.split not in SPLITS:
+                raise ValueError(f"split {u.split!r} is none of {', '.join(SPLITS)}")
+            if not u.transcript.strip() or set(u.transcript) - set(ALPHABET[1:]):
+                raise ValueError(f"transcript {u.transcript!r} is empty or has signs outside A-Z, ' and space")
+        except (KeyError, ValueError) as error:
+            raise CorpusError(f"{self.folder / 'manifest.csv'}, line {line}: cannot be read ({error}); "
+                              "prepare the corpus again") from None
         return u
 
     def split(self, *names: str, limit: int | None = None) -> list[Utterance]:
         """The utterances of one or more splits, in the manifest's order; with `limit`, the first so many."""
         found = [u for u in self.utterances if u.split in names]
         if not found:
-            raise CorpusError(f"{self.folder / 'manifest.csv'}: no utterance in {' or '.join(names)}")
+            raise CorpusError(f"{self.folder / 'manifest.csv'}: no utterance in {' or '.join(names)}; there are: "
+                              + ", ".join(sorted({u.split for u in self.utterances})))
         return found[:limit]
 
     def audio(self, u: Utterance) -> Tensor:
         """Samples in [-1, 1] at 16 kHz, (N). The file must have the hash that the manifest names."""
         try:
             data = u.path.read_bytes()
-        except FileNotFoundError:
-            raise CorpusError(f"{u.path}: no such file; prepare the corpus again") from None
+        except OSError as error:
+            raise CorpusError(f"{u.path}: {error.strerror.lower()}; prepare the corpus again") from None
         if hashlib.sha256(data).hexdigest() != u.sha256:
             raise CorpusError(f"{u.path}: SHA-256 differs from the manifest; prepare the corpus again")
-        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32")
-        if rate != self.info["sample_rate"] or samples.ndim != 1:
-            raise CorpusError(f"{u.path}: {rate} Hz, {samples.ndim} dimensions; expected mono at "
-                              f"{self.info['sample_rate']} Hz")
+        try:
+            samples, rate = soundfile.read(io.BytesIO(data), dtype="float32")
+        except soundfile.LibsndfileError as error:
+            raise CorpusError(f"{u.path}: {error}; prepare the corpus again") from None
+        if rate != SAMPLE_RATE or samples.ndim != 1:
+            raise CorpusError(f"{u.path}: {rate} Hz, {samples.ndim} dimensions; expected mono at {SAMPLE_RATE} Hz; "
+                              "prepare the corpus again")
         return torch.from_numpy(np.ascontiguousarray(samples))
 
 

@@ -1,8 +1,8 @@
 """What a network costs, counted from its weights.
 
-The rule: a weight of a recurrent or linear layer is one multiply-accumulate (MAC) a step, a weight of a convolution one
-for each output position; FLOPs = 2 MACs. Biases and normalisation count as parameters, their additions not as MACs (a
-thousandth of the whole here). "nonzero" counts live connections only, as a sparse engine would do the work.
+The rule: a weight of a recurrent or linear layer is one multiply-accumulate (MAC) a step, a weight of a convolution
+one for each output position; FLOPs = 2 MACs. Biases and normalisation count as parameters, their additions not as
+MACs (a thousandth of the whole here). "nonzero" counts live connections only, as a sparse engine would do the work.
 """
 
 from dataclasses import asdict, dataclass
@@ -36,13 +36,16 @@ def count(model: nn.Module, masks: ConnectionMasks | dict[str, Tensor] | None = 
 
     masks: those of training, or name -> bool tensor; unmasked matrices count as dense. include: only parameters whose
     name holds this text. weights_only: matrices without biases and normalisation, as the paper's derived sizes are.
-    positions: how often a step uses each weight of a parameter, where that is not once: a convolution's output positions.
-    Raises ValueError for a convolution without `positions`.
+    positions: how often a step uses each weight of a parameter, where that is not once: a convolution's output
+    positions. Raises ValueError for a convolution without `positions`, or masks that are not this model's.
     """
     masks = masks.masks if isinstance(masks, ConnectionMasks) else masks or {}
     convolutions = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, (nn.Conv1d, nn.Conv2d))}
     lookups = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
-    positions = positions or {}
+    positions, sizes = positions or {}, {name: p.shape for name, p in model.named_parameters()}
+    for name, mask in masks.items():
+        if sizes.get(name) != mask.shape:
+            raise ValueError(f"the mask {name} of shape {tuple(mask.shape)} fits no parameter of this model")
     params = live = macs = live_macs = packed = 0
     for name, p in model.named_parameters():
         if include not in name or (weights_only and p.dim() < 2):
@@ -60,12 +63,12 @@ def count(model: nn.Module, masks: ConnectionMasks | dict[str, Tensor] | None = 
 
 
 def convolution_positions(model: nn.Module, *inputs: Tensor) -> dict[str, int]:
-    """Output positions of each convolution in a forward pass over `inputs` (batch of one): for `count`'s `positions`."""
+    """Output positions of each convolution in a forward pass over `inputs` (batch of one): `positions` of `count`."""
     found, hooks = {}, []
     for name, m in model.named_modules():
         if isinstance(m, (nn.Conv1d, nn.Conv2d)):
             def hook(module, args, out, name=name):
-                found[f"{name}.weight"] = out[0, 0].numel()
+                found[f"{name}.weight"] = found.get(f"{name}.weight", 0) + out[0, 0].numel()
             hooks.append(m.register_forward_hook(hook))
     training = model.training
     try:

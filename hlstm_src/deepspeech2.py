@@ -1,8 +1,8 @@
 """DeepSpeech2 (Amodei et al., 2016) in the size that the paper trains on AN4.
 
-Sound -> log spectrogram (161 bins) -> two convolutions -> bidirectional recurrent layers, directions summed, with batch
-normalisation between them -> letters, trained with CTC. Lengths travel with the data: no result depends on padding or on
-which other utterances share the batch (in training, batch normalisation sees the batch's valid frames only).
+Sound -> log spectrogram (161 bins) -> two convolutions -> bidirectional recurrent layers, directions summed, with
+batch normalisation between them -> letters, trained with CTC. Lengths travel with the data: no result depends on
+padding or on which other utterances share the batch (in training, batch normalisation sees valid frames only).
 """
 
 import torch
@@ -77,11 +77,14 @@ class GRU(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """A recurrent layer with batch normalisation of its input: the block that DeepSpeech2 repeats."""
+    """A recurrent layer with batch normalisation of its input: the block that DeepSpeech2 repeats.
 
-    def __init__(self, cell: str, input_size: int, hidden_size: int, norm: bool, **options):
+    Dropout comes behind the normalisation; before it, it would change the variance that is learnt for evaluation.
+    """
+
+    def __init__(self, cell: str, input_size: int, hidden_size: int, norm: bool, dropout: float = 0.0, **options):
         super().__init__()
-        self.norm = MaskedBatchNorm(input_size) if norm else None
+        self.norm, self.dropout = MaskedBatchNorm(input_size) if norm else None, dropout
         if cell == "gru":
             self.rnn = GRU(input_size, hidden_size)
         elif cell in ("lstm", "hlstm"):
@@ -92,7 +95,8 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor, alive: Tensor) -> Tensor:
         """x (B, T, I), alive (B, T) -> (B, T, H), zero behind each sequence's end."""
-        x = self.norm(x, alive) if self.norm else x
+        if self.norm is not None:
+            x = F.dropout(self.norm(x, alive), self.dropout, self.training)
         x = x.transpose(0, 1)
         y = self.rnn(x, lengths) if isinstance(self.rnn, GRU) else self.rnn(x, lengths=lengths, with_state=False)[0]
         return y.transpose(0, 1) * alive[..., None]
@@ -101,8 +105,8 @@ class Recurrent(nn.Module):
 class DeepSpeech2(nn.Module):
     """The recogniser. The paper: layers=5, hidden=800, cell="lstm"; H-LSTM: layers=3, cell="hlstm".
 
-    Args: labels, blank included; cell lstm | gru | hlstm; layers; hidden; channels of the convolutions; dropout between
-    recurrent layers; further options go to each `HLSTM` (gate_layers, gate_width, activation, gate_dropout).
+    Args: labels, blank included; cell lstm | gru | hlstm; layers; hidden; channels of the convolutions; dropout
+    between recurrent layers; further options go to each `HLSTM` (gate_layers, gate_width, activation, gate_dropout).
     """
 
     def __init__(self, labels: int, cell: str = "lstm", layers: int = 5, hidden: int = 800, channels: int = 32,
@@ -115,12 +119,15 @@ class DeepSpeech2(nn.Module):
             self.norms.append(MaskedBatchNorm(channels))
             bins, last = (bins - kF) // sF + 1, channels
         size = bins * channels                                     # 21 * 32 = 672 at the paper's size
-        self.rnns = nn.ModuleList(Recurrent(cell, size if k == 0 else hidden, hidden, k > 0, **options)
+        self.rnns = nn.ModuleList(Recurrent(cell, size if k == 0 else hidden, hidden, k > 0, dropout, **options)
                                   for k in range(layers))
-        self.norm, self.output, self.dropout = MaskedBatchNorm(hidden), nn.Linear(hidden, labels), dropout
+        self.norm, self.output = MaskedBatchNorm(hidden), nn.Linear(hidden, labels)
 
     def forward(self, spec: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """spec (B, 161, T), lengths (B) in frames -> log probabilities (B, T', labels) and lengths (B); T' = T / 2."""
+        """spec (B, 161, T), lengths (B) in frames -> log probabilities (B, T', labels), lengths (B); T' = T / 2.
+
+        Frames behind an utterance's end must be zero, as `spectrogram` leaves them.
+        """
         x = spec[:, None]                                          # (B, 1, F, T)
         for convolution, norm, (_, kT, _, sT) in zip(self.convolutions, self.norms, CONVOLUTIONS):
             x = convolution(x)
@@ -129,8 +136,8 @@ class DeepSpeech2(nn.Module):
             x = F.hardtanh(norm(x.permute(0, 3, 1, 2), alive), 0, 20)
             x = x.permute(0, 2, 3, 1) * alive[:, None, None]
         x = x.flatten(1, 2).transpose(1, 2)                        # (B, T', C*F)
-        for k, block in enumerate(self.rnns):
-            x = block(F.dropout(x, self.dropout, self.training and k > 0), lengths, alive)
+        for block in self.rnns:
+            x = block(x, lengths, alive)
         return self.output(self.norm(x, alive)).float().log_softmax(-1), lengths
 
 

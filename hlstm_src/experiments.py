@@ -1,9 +1,9 @@
 """The catalogue: one named recipe a row of the paper's tables, and `run`, which turns a recipe into a record.
 
-    record = run("ds2-lstm", profile="laptop", seed=0)
+    record = run("ds2-lstm", "laptop", seed=0)
 
-returns the record if it is up to date and otherwise trains. Records of the profiles desk and paper are history: they are
-made anew only with `force=True`.
+returns the record if it is up to date and otherwise trains. Records of the profiles desk and paper are history: they
+are made anew only with `force=True`.
 """
 
 import hashlib
@@ -43,14 +43,14 @@ class Recipe:
 
 def _speech(s: Speech, title: str, cell: str, layers: int, schedule: dict, **options) -> Recipe:
     model = {"labels": len(ALPHABET), "cell": cell, "layers": layers, "hidden": s.hidden, "channels": s.channels,
-             "dropout": 0.2} | ({"gate_dropout": 0.2} if cell == "hlstm" else {})
+             "dropout": 0.1} | ({"gate_dropout": 0.1, "activation": "tanh"} if cell == "hlstm" else {})
     return Recipe(title, model, schedule, Settings(lr=s.lr, precision=s.precision),
                   {"batch": s.batch, "limit": s.limit}, **options)
 
 
 def _grow_and_prune(s: Speech) -> dict:
-    return {name: getattr(s, name) for name in ("train_epochs", "growth_epochs", "prune_ratio", "retrain_epochs", "rounds",
-                                                "tolerance", "final_epochs")}
+    names = "train_epochs", "growth_epochs", "prune_ratio", "retrain_epochs", "rounds", "tolerance", "final_epochs"
+    return {name: getattr(s, name) for name in names}
 
 
 CATALOGUE: dict[str, Callable[[Speech], Recipe]] = {
@@ -77,8 +77,8 @@ def run(name: str, profile_name: str = "laptop", seed: int = 0, *, force: bool =
         progress: bool = True) -> records.RunRecord:
     """Returns the record of an experiment, training first if there is none that is up to date.
 
-    Writes `seed<k>.json` and the model beside it; an interrupted run goes on from its checkpoint. Raises ValueError for
-    unknown names, CorpusError, TrainingError, Interrupted.
+    Writes `seed<k>.json` and the model beside it; an interrupted run goes on from its checkpoint. Raises ValueError
+    for unknown names, CorpusError, TrainingError, Interrupted.
     """
     made, p = recipe(name, profile_name), profile(profile_name)
     path = records.path_of(name, profile_name, seed)
@@ -87,14 +87,17 @@ def run(name: str, profile_name: str = "laptop", seed: int = 0, *, force: bool =
     corpus = SpeechCorpus(ROOT / p.speech.corpus)
     key = key_of(made, corpus)
     if path.exists() and not force:
-        record = records.read(path)
-        if record.key == key and path.with_suffix(".safetensors").exists():
+        try:
+            record = records.read(path)
+        except records.RecordError:        # damaged, or of an older schema: scratch work, made anew
+            record = None
+        if record and record.key == key and path.with_suffix(".safetensors").exists():
             return record
     provenance = records.provenance(corpus.name, corpus.sha256)
     trainer = _train(made, corpus, seed, path, key, f"{name} {profile_name} seed {seed}", progress)
     file = path.with_suffix(".safetensors")
-    save_model(file, trainer.model, trainer.masks, {"format": 1, "experiment": name, "profile": profile_name, "seed": seed,
-                                                    "model": made.model, "alphabet": ALPHABET})
+    save_model(file, trainer.model, trainer.masks, {"format": 1, "experiment": name, "profile": profile_name,
+                                                    "seed": seed, "model": made.model, "alphabet": ALPHABET})
     # Scores are those of the stored file, so that `evaluate` gives them again.
     model, masks, _ = load(file)
     task = trainer.task
@@ -107,8 +110,9 @@ def run(name: str, profile_name: str = "laptop", seed: int = 0, *, force: bool =
         valid_scores=task.evaluate(model, torch.device("cpu")), normalisation=scores.NORMALISATION,
         samples=[{"id": u.id, "speaker": u.speaker, "reference": u.transcript, "hypothesis": text}
                  for u, text in zip(test, heard)],
-        counts=counts(model, masks), model={"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-                                            "bytes": file.stat().st_size},
+        counts=counts(model, masks),
+        model={"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+               "bytes": file.stat().st_size},
         provenance=provenance.closed(trainer.seconds))
     record.save(path)
     if trainer.checkpoint is not None:
@@ -122,9 +126,10 @@ def _train(made: Recipe, corpus: SpeechCorpus, seed: int, path: Path, key: str, 
     masks = None
     if made.seed_density is not None:
         masks = ConnectionMasks(model, made.masked, made.seed_density, torch.Generator().manual_seed(seed))
+        masks.rescale_()
     schedule = Dense(**made.schedule) if "epochs" in made.schedule else GrowPruneSchedule(**made.schedule)
-    trainer = Trainer(model, SpeechTask(corpus, seed=seed, **made.task), schedule, made.settings, masks=masks, seed=seed,
-                      checkpoint=path.with_suffix(".checkpoint"), key=key, name=name, progress=progress)
+    trainer = Trainer(model, SpeechTask(corpus, seed=seed, **made.task), schedule, made.settings, masks=masks,
+                      seed=seed, checkpoint=path.with_suffix(".checkpoint"), key=key, name=name, progress=progress)
     trainer.train()
     trainer.model = trainer.accelerator.unwrap_model(trainer.prepared, keep_fp32_wrapper=False)
     return trainer
@@ -135,7 +140,7 @@ def load(file: Path) -> tuple[DeepSpeech2, dict[str, torch.Tensor], dict]:
     _, metadata = load_tensors(file)
     try:
         model = DeepSpeech2(**metadata["model"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: not a model file of this project ({error})") from None
     return model.eval(), load_model(file, model), metadata
 
@@ -150,10 +155,11 @@ def counts(model: DeepSpeech2, masks: dict[str, torch.Tensor]) -> dict:
             "model": count(model, masks, positions=positions).record()}
 
 
-def evaluate(file: Path, corpus: SpeechCorpus, split: str = "test", batch: int = 16) -> tuple[dict[str, float], list[str]]:
-    """Scores a stored model on a split: (error rates, transcripts)."""
+def evaluate(file: Path, corpus: SpeechCorpus, split: str = "test", batch: int = 16,
+             limit: int | None = None) -> tuple[dict[str, float], list[str]]:
+    """Scores a stored model on a split, or on its first `limit` utterances: (error rates, transcripts)."""
     model, _, _ = load(file)
-    task, chosen = SpeechTask(corpus, batch=batch), corpus.split(split)
+    task, chosen = SpeechTask(corpus, batch=batch), corpus.split(split, limit=limit)
     heard = task.transcribe(model, chosen, torch.device("cpu"))
     return scores.error_rates([u.transcript for u in chosen], heard), heard
 
@@ -162,5 +168,3 @@ def log_probs(model: DeepSpeech2, wave: torch.Tensor) -> torch.Tensor:
     """Log probabilities (T', labels) of one utterance (N samples at 16 kHz), for pictures of alignments."""
     with torch.no_grad():
         return model.eval()(*spectrogram(wave[None], torch.tensor([len(wave)])))[0][0]
-
-

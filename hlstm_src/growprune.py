@@ -4,8 +4,10 @@ Neither rule knows which network it acts on: both see masks, weights and gradien
 """
 
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .masks import ConnectionMasks
@@ -47,9 +49,9 @@ def grow(masks: ConnectionMasks, gradients: dict[str, Tensor], ratio: float, *, 
 
     A dormant connection wakes if its |gradient| is at or above the `ratio`-quantile of |gradient| over the whole
     matrix, live connections included (`per="global"`: over all matrices together). Of n entries, n - floor(ratio n)
-    lie there when no two are equal; a gradient of exactly zero never wakes anything. New weights start at zero, or with
-    `init="gradient"` at -step * gradient; their optimiser moments are zero. Source: paper, Method (detail unverified).
-    Raises ValueError for a ratio outside [0, 1] or gradients that do not fit the masks.
+    lie there when no two are equal; a gradient of exactly zero never wakes anything. New weights start at zero, or
+    with `init="gradient"` at -step * gradient; their optimiser moments are zero. Source: paper, Method (detail
+    unverified). Raises ValueError for a ratio outside [0, 1] or gradients that do not fit the masks.
     """
     if not 0 <= ratio <= 1:
         raise ValueError(f"growth ratio {ratio} must lie in [0, 1]")
@@ -58,8 +60,9 @@ def grow(masks: ConnectionMasks, gradients: dict[str, Tensor], ratio: float, *, 
     for name, mask in masks.masks.items():
         if name not in gradients or gradients[name].shape != mask.shape:
             raise ValueError(f"gradients hold nothing of shape {tuple(mask.shape)} for {name}")
-    woken = 0
-    for names in _groups(masks, per):
+    groups, woken = _groups(masks, per), 0
+    masks.apply_()                                                 # whoever wakes has slept: weight and moments zero
+    for names in groups:
         scores = torch.cat([gradients[name].abs().flatten() for name in names])
         below = int(ratio * scores.numel())
         if below == scores.numel():
@@ -75,28 +78,62 @@ def grow(masks: ConnectionMasks, gradients: dict[str, Tensor], ratio: float, *, 
     return woken
 
 
+STRUCTURES = (None, "block16", "balanced", "row")
+
+
 @torch.no_grad()
-def prune(masks: ConnectionMasks, ratio: float, *, per: str = "matrix") -> int:
+def prune(masks: ConnectionMasks, ratio: float, *, per: str = "matrix", structure: str | None = None) -> int:
     """Puts the share `ratio` of the live connections, those with the smallest |w|, to sleep; returns how many.
 
     Of L live connections in a matrix (`per="global"`: in all matrices together) round(ratio L) go; of equal weights
     the earlier ones. Weights, gradients and moments of the sleepers become zero. Source: paper, Method (detail
-    unverified). Raises ValueError for a ratio outside [0, 1].
+    unverified). With a `structure`, units go as a whole, the smallest score first, as many as come nearest to
+    round(ratio L). A matrix is seen as (rows, the rest); a dormant connection counts as |w| = 0:
+        "block16"   16 consecutive rows of one column (fewer at the bottom edge), by mean |w|
+        "row"       a row, by the L2 norm of its weights
+        "balanced"  the smallest live weight of every row in every panel of 32 columns, by their mean |w|: each keeps
+                    the same number of connections, unless it had fewer
+    Raises ValueError for a ratio outside [0, 1] or an unknown structure.
     """
     if not 0 <= ratio <= 1:
         raise ValueError(f"pruning ratio {ratio} must lie in [0, 1]")
-    slept = 0
-    for names in _groups(masks, per):
-        live = torch.cat([masks.masks[name].flatten() for name in names])
-        weights = torch.cat([masks.parameters[name].abs().flatten() for name in names])
-        alive = live.nonzero().squeeze(1)
-        go = alive[weights[alive].argsort(stable=True)[:round(ratio * len(alive))]]
-        live[go] = False
-        slept += len(go)
-        for name, part in zip(names, live.split([masks.masks[name].numel() for name in names])):
-            masks.masks[name] = part.view(masks.masks[name].shape).clone()
+    if structure not in STRUCTURES:
+        raise ValueError(f"structure={structure!r}: choose None, 'block16', 'balanced' or 'row'")
+    groups, slept = _groups(masks, per), 0
+    masks.apply_()
+    for names in groups:
+        alive = [masks.masks[name].flatten(1) for name in names]
+        found = [_units(masks.parameters[name].abs().flatten(1), mask, structure) for name, mask in zip(names, alive)]
+        starts = accumulate([0] + [len(scores) for _, scores in found])
+        units = [unit + start for (unit, _), start in zip(found, starts)]
+        scores = torch.cat([scores for _, scores in found])
+        live = torch.cat([unit[mask] for unit, mask in zip(units, alive)]).bincount(minlength=len(scores))
+        order = scores.argsort(stable=True)
+        gone = F.pad(live[order].cumsum(0), (1, 0))                # live connections in the first 0, 1, ... units
+        n = int((gone - round(ratio * int(gone[-1]))).abs().argmin())
+        stays = torch.ones_like(scores, dtype=torch.bool)
+        stays[order[:n]] = False
+        for name, unit in zip(names, units):
+            masks.masks[name] &= stays[unit].view_as(masks.masks[name])
+        slept += int(gone[n])
     masks.apply_()
     return slept
+
+
+def _units(weights: Tensor, alive: Tensor, structure: str | None) -> tuple[Tensor, Tensor]:
+    """|w| (rows, columns) -> the number of each connection's unit (rows, columns), the score of each unit."""
+    (rows, columns), device = weights.shape, weights.device
+    if structure == "row":
+        return torch.arange(rows, device=device)[:, None].expand(rows, columns), weights.norm(dim=1)
+    if structure == "block16":
+        scores = torch.stack([block.mean(0) for block in weights.split(16)])
+        units = torch.arange(scores.numel(), device=device).view_as(scores)
+        return units.repeat_interleave(16, 0)[:rows], scores.flatten()
+    if structure == "balanced":                                    # unit 31 holds the largest of each panel
+        panels = F.pad(weights.masked_fill(~alive, -1), (0, -columns % 32), value=-1).view(-1, 32)
+        panels, order = panels.sort(dim=1, stable=True)
+        return order.argsort(dim=1).view(rows, -1)[:, :columns], panels.clamp(min=0).mean(0)
+    return torch.arange(weights.numel(), device=device).view_as(weights), weights.flatten()
 
 
 @dataclass
@@ -141,16 +178,18 @@ class Dense:
 
 @dataclass
 class GrowPruneSchedule:
-    """Seed -> growth -> pruning with retraining, until the score falls below the floor; then the last good comes back.
+    """Seed -> growth -> pruning with retraining, until the score breaks the floor; then the last good comes back.
 
     The first stretch has `train_epochs`; at the end of each of its first `growth_epochs` the network grows. Then come
     at most `rounds` rounds: prune the share `prune_ratio`, retrain `retrain_epochs`, look at the validation score. A
-    round whose score is worse than the floor (the score before pruning, plus `tolerance`) ends the pruning: weights and
-    masks of the last good round come back. A last stretch of `final_epochs` retrains what is left; its weights are
-    kept unless the score got worse. `lower_is_better` fits error rates; turn it off for scores such as CIDEr.
+    round whose score is worse than the floor (the score before pruning, plus `tolerance`) ends the pruning: weights
+    and masks of the last good round come back. A last stretch of `final_epochs` retrains what is left; its weights
+    are kept unless the score got worse. `lower_is_better` fits error rates; turn it off for scores such as CIDEr.
+    `per` and `structure` go to `grow` and `prune`.
 
     Call `end_epoch(masks, gradients, score)` after each epoch; between calls `phase`, `length` and `at` say where one
-    is, `growing` whether gradients are to be collected, `done` when to stop. Everything is in `state_dict`.
+    is, `growing` whether gradients are to be collected, `done` when to stop. Everything is in `state_dict`. Raises
+    ValueError for numbers of epochs or ratios that make no schedule.
     Source: paper, Method; the numbers are unverified there and set by each recipe here.
     """
     train_epochs: int
@@ -162,6 +201,7 @@ class GrowPruneSchedule:
     tolerance: float = 0.0
     final_epochs: int = 0
     per: str = "matrix"
+    structure: str | None = None
     lower_is_better: bool = True
     phase: str = "grow"
     at: int = 0
@@ -173,6 +213,13 @@ class GrowPruneSchedule:
     def __post_init__(self):
         if self.growth_epochs > self.train_epochs:
             raise ValueError(f"growth_epochs {self.growth_epochs} exceed train_epochs {self.train_epochs}")
+        for name in ("train_epochs", "retrain_epochs", "growth_epochs", "rounds", "final_epochs"):
+            least = int(name in ("train_epochs", "retrain_epochs"))
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least {least}")
+        for name in ("growth_ratio", "prune_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)} must lie in [0, 1]")
         self._good: dict[str, Tensor] = {}
         if self.growth_epochs == 0:
             self.phase = "train"
@@ -195,6 +242,7 @@ class GrowPruneSchedule:
     def end_epoch(self, masks: ConnectionMasks, gradients: Gradients, score: float) -> Event | None:
         """Grows, prunes, restores or moves on; returns what happened, or None."""
         self.at += 1
+        note = "before pruning"
         if self.phase == "grow":
             woken = grow(masks, gradients.sums, self.growth_ratio, per=self.per)
             gradients.clear()
@@ -202,12 +250,13 @@ class GrowPruneSchedule:
                 self.phase = "train"
             if self.at < self.train_epochs:
                 return self._event("grow", masks, note=f"{woken} connections woken")
+            note += f"; {woken} connections woken"
         if self.at < self.length:
             return None
         if self.phase == "train":
             self.floor = score + self.tolerance * (1 if self.lower_is_better else -1)
             self._keep(masks, score)
-            event = self._event("train", masks, note="before pruning")
+            event = self._event("train", masks, note=note)
             self._next(masks)
         elif self.phase == "prune" and not self._worse(score, self.floor):
             self._keep(masks, score)
@@ -230,13 +279,13 @@ class GrowPruneSchedule:
         if self.round == self.rounds:
             return self._finish()
         self.phase, self.at, self.round = "prune", 0, self.round + 1
-        prune(masks, self.prune_ratio, per=self.per)
+        prune(masks, self.prune_ratio, per=self.per, structure=self.structure)
 
     def _finish(self) -> None:
         self.phase, self.at, self.done = "final", 0, self.final_epochs == 0
 
     def _worse(self, score: float, than: float) -> bool:
-        return score > than if self.lower_is_better else score < than
+        return not (score <= than if self.lower_is_better else score >= than)    # a score of NaN is worse
 
     def _event(self, phase: str, masks: ConnectionMasks, kept: bool = True, note: str = "") -> Event:
         live, total = masks.count()

@@ -20,7 +20,7 @@ ACTIVATIONS = {"relu": F.relu, "leaky_relu": F.leaky_relu, "tanh": torch.tanh, "
 
 # Slopes of the activations, computed from their outputs, so that the inputs need not be kept for the way back.
 SLOPES = {"relu": lambda a: (a > 0).to(a.dtype),
-          "leaky_relu": lambda a: torch.where(a > 0, 1.0, 0.01).to(a.dtype),
+          "leaky_relu": lambda a: (a > 0).to(a.dtype).clamp_(min=0.01),
           "tanh": lambda a: 1 - a * a,
           "elu": lambda a: torch.where(a > 0, torch.ones_like(a), a + 1)}
 
@@ -44,10 +44,8 @@ def step(x: Tensor, h: Tensor, c: Tensor, w: CellWeights, activation: str = "rel
         a = ACTIVATIONS[activation](z)
         if noise is not None:
             a = a * noise[j]
-        width = weight.shape[1]                                    # G
-        stacks = [a] * 4 if a.shape[1] == width else a.split(width, dim=1)
-        blocks = weight.chunk(len(stacks)) if j == len(w.gates) - 1 or a.shape[1] != width else [weight]
-        z = torch.cat([F.linear(s, block) for s, block in zip(stacks, blocks)], dim=1)
+        stacks = a.split(weight.shape[1], dim=1)                   # S of them, G wide, each with its own rows
+        z = torch.cat([F.linear(s, rows) for s, rows in zip(stacks, weight.chunk(len(stacks)))], dim=1)
         z = z if bias is None else z + bias
     i, f, g, o = z.chunk(4, dim=1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
@@ -76,9 +74,10 @@ def flip(x: Tensor, lengths: Tensor | None) -> Tensor:
 class _Scan(torch.autograd.Function):
     """The recurrence of one H-LSTM layer: all gates and both directions in one batched product a step.
 
-    Forward keeps states and activations. Backward walks the steps once more, with two products a step, and makes
-    each weight gradient as one large product at the end. Under bfloat16 autocast the products
-    and what is kept for the way back are in bfloat16: the states stay in float32, since c sums over many steps. N = D*S stacks, D*4 gates.
+    Forward keeps states and activations. Backward walks the steps once more, with one product a step for each matrix,
+    and makes each weight gradient as one large product at the end. Under bfloat16 autocast the products and what is
+    kept for the way back are in bfloat16; the states stay in float32, since c sums over many steps.
+    N = D*S stacks, D*4 gates.
         inputs (T, N, B, G): projections of x, bias included     h, c (D, B, H)     hh (N, G, H)
         layers: weights (N, G, G) ..., last (D*4, H, G); biases (N, G) ..., last (D*4, H); noise (N, B, G) or none
     """
@@ -146,7 +145,8 @@ class _Scan(torch.autograd.Function):
         ds = [*das[1:], dz.view(T, D * 4, B, H)]                   # gradients before each layer behind the first
         dweights = [_outer(d, a) for d, a in zip(ds, hidden)]
         dbiases = [d.sum((0, 2)) for d in ds]
-        return (None, None, das[0], dh, dc, _outer(das[0], hs[:-1].to(low)), *dweights, *dbiases, *[None] * len(noise))
+        dhh = _outer(das[0], hs[:-1].to(low))
+        return (None, None, das[0], dh, dc, dhh, *dweights, *dbiases, *[None] * len(noise))
 
 
 def _repeat(x: Tensor, n: int) -> Tensor:
@@ -183,22 +183,23 @@ class HLSTM(nn.Module):
     """
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, gate_layers: int = 1,
-                 gate_width: int | None = None, activation: str = "relu", gate_dropout: float = 0.0, bias: bool = True,
-                 batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, merge: str = "concat",
-                 shared_hidden: bool = False):
+                 gate_width: int | None = None, activation: str = "relu", gate_dropout: float = 0.0,
+                 bias: bool = True, batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False,
+                 merge: str = "concat", shared_hidden: bool = False):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}")
         if merge not in ("concat", "sum"):
             raise ValueError(f"merge {merge!r}: choose 'concat' or 'sum'")
-        if min(input_size, hidden_size, num_layers) < 1 or gate_layers < 0:
-            raise ValueError("input_size, hidden_size and num_layers must be at least 1, gate_layers at least 0")
+        gate_width = hidden_size if gate_width is None else gate_width
+        if min(input_size, hidden_size, num_layers, gate_width) < 1 or gate_layers < 0:
+            raise ValueError("sizes, num_layers and gate_width must be at least 1, gate_layers at least 0")
         if not (0 <= dropout < 1 and 0 <= gate_dropout < 1):
             raise ValueError("dropout and gate_dropout must lie in [0, 1)")
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
-        self.gate_layers, self.gate_width = gate_layers, gate_width or hidden_size
-        self.activation, self.gate_dropout, self.bias, self.batch_first = activation, gate_dropout, bias, batch_first
-        self.dropout, self.bidirectional, self.merge, self.shared_hidden = dropout, bidirectional, merge, shared_hidden
+        self.gate_layers, self.gate_width, self.shared_hidden = gate_layers, gate_width, shared_hidden
+        self.activation, self.gate_dropout, self.dropout = activation, gate_dropout, dropout
+        self.bias, self.batch_first, self.bidirectional, self.merge = bias, batch_first, bidirectional, merge
         self.directions = 2 if bidirectional else 1
         self.output_size = hidden_size * (2 if bidirectional and merge == "concat" else 1)
         for k in range(num_layers):
@@ -211,26 +212,28 @@ class HLSTM(nn.Module):
         return [f"_l{k}", f"_l{k}_reverse"][:self.directions]
 
     def _shapes(self, input_size: int) -> dict[str, tuple[int, ...]]:
-        stacks, G, H = (1 if self.shared_hidden else 4), self.gate_width, self.hidden_size
+        G, H = self.gate_width, self.hidden_size
+        hidden = (1 if self.shared_hidden else 4) * G              # rows of a layer that feeds a hidden layer
+        first = hidden if self.gate_layers else 4 * H
+        shapes = {"weight_ih": (first, input_size), "weight_hh": (first, H), "bias_ih": (first,)}
         if self.gate_layers == 0:
-            shapes = {"weight_ih": (4 * H, input_size), "weight_hh": (4 * H, H), "bias_ih": (4 * H,), "bias_hh": (4 * H,)}
-        else:
-            rows = stacks * G
-            shapes = {"weight_ih": (rows, input_size), "weight_hh": (rows, H), "bias_ih": (rows,)}
-            for j in range(1, self.gate_layers + 1):
-                rows = 4 * H if j == self.gate_layers else stacks * G
-                shapes |= {f"weight_gate{j}": (rows, G), f"bias_gate{j}": (rows,)}
+            shapes["bias_hh"] = (first,)                           # as torch.nn.LSTM has it
+        for j in range(1, self.gate_layers + 1):
+            rows = 4 * H if j == self.gate_layers else hidden
+            shapes |= {f"weight_gate{j}": (rows, G), f"bias_gate{j}": (rows,)}
         return {name: shape for name, shape in shapes.items() if self.bias or not name.startswith("bias")}
 
     def reset_parameters(self) -> None:
-        """Uniform in +-1/sqrt(H), as torch.nn.LSTM; the layers that feed a hidden layer keep its variance instead."""
+        """Uniform. A plain LSTM: +-1/sqrt(H), as torch.nn.LSTM. In an H-LSTM the weights keep the variance on its way
+        through a gate (He et al., 2015), since at +-1/sqrt(H) little of the input would come out at the far end."""
         for name, p in self.named_parameters():
             bound = 1 / math.sqrt(self.hidden_size)
-            if self.gate_layers and name.startswith(("weight_ih", "weight_hh")):
-                fan_in = self.hidden_size + (self.input_size if "_l0" in name else self.output_size)
-                bound = math.sqrt(6 / fan_in)
-            elif name.startswith("weight_gate") and f"gate{self.gate_layers}_" not in name:
-                bound = math.sqrt(6 / self.gate_width)
+            if self.gate_layers and name.startswith("weight"):
+                last = name.startswith(f"weight_gate{self.gate_layers}_")
+                fan_in = p.shape[1]
+                if name.startswith(("weight_ih", "weight_hh")):
+                    fan_in = self.hidden_size + (self.input_size if "_l0" in name else self.output_size)
+                bound = math.sqrt((3 if last else 6) / fan_in)
             nn.init.uniform_(p, -bound, bound)
 
     def weights(self, k: int, reverse: bool = False) -> CellWeights:
@@ -252,23 +255,26 @@ class HLSTM(nn.Module):
         a shape does not fit.
         """
         packed = input if isinstance(input, PackedSequence) else None
-        x = input
+        x = packed.data if packed is not None else input
+        if x.dim() not in (2, 3) or x.shape[-1] != self.input_size or 0 in x.shape:
+            raise ValueError(f"input {tuple(x.shape)}: steps and batch must be 1 or more, the last dimension "
+                             f"input_size={self.input_size}")
         if packed is not None:
             x, lengths = pad_packed_sequence(packed)
         elif input.dim() == 2:
             x, hx = input.unsqueeze(1), None if hx is None else tuple(s.unsqueeze(1) for s in hx)
         elif self.batch_first:
             x = input.transpose(0, 1)
-        if x.dim() != 3 or x.shape[2] != self.input_size:
-            raise ValueError(f"input {tuple(input.shape)}: the last dimension must be input_size={self.input_size}")
         states = self.num_layers * self.directions, x.shape[1], self.hidden_size
         h0, c0 = hx if hx is not None else (self.weight_hh_l0.new_zeros(states),) * 2
         if tuple(h0.shape) != states or tuple(c0.shape) != states:
             raise ValueError(f"h_0 {tuple(h0.shape)} and c_0 {tuple(c0.shape)} must both be {states}")
         if lengths is not None:
-            lengths = lengths.to(x.device)
-            if lengths.shape != x.shape[1:2] or not (1 <= lengths.min() and lengths.max() <= len(x)):
-                raise ValueError(f"lengths must be {x.shape[1]} numbers from 1 to {len(x)}")
+            lengths = torch.as_tensor(lengths, device=x.device)
+            if (lengths.shape != x.shape[1:2] or lengths.is_floating_point()
+                    or not (1 <= lengths.min() and lengths.max() <= len(x))):
+                raise ValueError(f"lengths must be {x.shape[1]} whole numbers from 1 to {len(x)}")
+            x = x.masked_fill(~_alive(x, lengths), 0)              # whatever stands in the padding, even NaN
         hn, cn = [], []
         for k in range(self.num_layers):
             span = slice(k * self.directions, (k + 1) * self.directions)
@@ -288,7 +294,7 @@ class HLSTM(nn.Module):
 
     def _layer(self, k: int, x: Tensor, h: Tensor, c: Tensor, lengths: Tensor | None, with_state: bool):
         """One layer: x (T, B, I), h and c (D, B, H) -> merged output, h_n and c_n (D, B, H)."""
-        xs = [x, flip(x, lengths)][:self.directions]
+        xs = [x, flip(x, lengths)] if self.bidirectional else [x]
         weights = [self.weights(k, reverse) for reverse in (False, True)[:self.directions]]
         scan = self._plain if self.gate_layers == 0 else self._hidden
         hs, cn = scan(k, xs, h, c, weights, lengths, with_state)   # hs: per direction (T, B, H); cn (D, B, H)
@@ -296,8 +302,7 @@ class HLSTM(nn.Module):
             hn = torch.stack([s[-1] for s in hs])
         else:
             hn = torch.stack([_at_end(s, lengths) for s in hs])
-            alive = (torch.arange(len(x), device=x.device)[:, None] < lengths)[..., None]
-            hs = [s * alive for s in hs]
+            hs = [s * _alive(s, lengths) for s in hs]
         if self.bidirectional:
             hs = [hs[0], flip(hs[1], lengths)]
             return (hs[0] + hs[1] if self.merge == "sum" else torch.cat(hs, dim=2)), hn, cn
@@ -310,11 +315,12 @@ class HLSTM(nn.Module):
         inputs = torch.cat(inputs, dim=1)                          # (T, D*S, B, G)
         dtype = inputs.dtype                                       # bfloat16 under autocast; the products follow
 
-        def stack(get, blocks):                                    # both directions' blocks in one tensor
-            return torch.cat([get(w).view(blocks, -1, get(w).shape[-1]) for w in weights]).to(dtype)
-        hh = stack(lambda w: w.hh, S)
-        mats = [stack(lambda w, j=j: w.gates[j][0], 4 if j == depth - 1 else S) for j in range(depth)]
-        biases = [stack(lambda w, j=j: w.gates[j][1].unsqueeze(1), len(mats[j]) // D).squeeze(2) if self.bias
+        def stack(tensors, *shape):                                # both directions' blocks in one tensor
+            return torch.cat([t.view(-1, *shape) for t in tensors]).to(dtype)
+        hh = stack([w.hh for w in weights], G, self.hidden_size)
+        rows = [G] * (depth - 1) + [self.hidden_size]
+        mats = [stack([w.gates[j][0] for w in weights], rows[j], G) for j in range(depth)]
+        biases = [stack([w.gates[j][1] for w in weights], rows[j]) if self.bias
                   else mats[j].new_zeros(mats[j].shape[:2]) for j in range(depth)]
         noise = self.noise((D * S, B, G), inputs) if self.training and self.gate_dropout else []
         hs, cs = _Scan.apply(self.activation, depth, inputs, h, c, hh, *mats, *biases, *noise)
@@ -351,23 +357,37 @@ class HLSTM(nn.Module):
         return text + (f", bidirectional, merge={self.merge}" if self.bidirectional else "")
 
 
+def _alive(x: Tensor, lengths: Tensor) -> Tensor:
+    """x (T, B, ...) -> (T, B, 1), True within each sequence."""
+    return (torch.arange(len(x), device=x.device)[:, None] < lengths)[..., None]
+
+
 def _at_end(s: Tensor, lengths: Tensor) -> Tensor:
     """s (T, B, H) -> (B, H) at each sequence's last step."""
     return s[lengths - 1, torch.arange(s.shape[1], device=s.device)]
 
 
 class HLSTMCell(nn.Module):
-    """One H-LSTM cell for stepping, shaped like `torch.nn.LSTMCell`; options as `HLSTM`.
+    """One H-LSTM cell for stepping, shaped like `torch.nn.LSTMCell`.
 
-    forward(x (B, I), (h, c) each (B, H) or None) -> new (h, c). Its state dict is that of a one-layer `HLSTM`.
+    forward(x (B, I), (h, c) each (B, H) or None) -> new (h, c). Options: gate_layers, gate_width, activation,
+    gate_dropout (drawn anew each step), bias, shared_hidden, as `HLSTM`; `layer` is the one-layer `HLSTM` with the
+    weights. Raises ValueError for another option or a shape that does not fit.
     """
 
     def __init__(self, input_size: int, hidden_size: int, **options):
         super().__init__()
+        unknown = options.keys() & {"num_layers", "batch_first", "dropout", "bidirectional", "merge"}
+        if unknown:
+            raise ValueError(f"a single cell takes no {', '.join(sorted(unknown))}")
         self.layer = HLSTM(input_size, hidden_size, **options)
 
     def forward(self, x: Tensor, hx=None) -> tuple[Tensor, Tensor]:
-        h, c = hx if hx is not None else [x.new_zeros(len(x), self.layer.hidden_size)] * 2
+        size, state = self.layer.input_size, (len(x), self.layer.hidden_size)
+        h, c = hx if hx is not None else [x.new_zeros(state)] * 2
+        if x.shape[1:] != (size,) or not h.shape == c.shape == state:
+            raise ValueError(f"x {tuple(x.shape)}, h {tuple(h.shape)}, c {tuple(c.shape)}: expected (B, {size}) "
+                             f"and twice (B, {state[1]})")
         noise = None
         if self.training and self.layer.gate_dropout:
             noise = self.layer.noise((len(x), len(self.layer.weight_hh_l0)), x)

@@ -1,8 +1,8 @@
 """Which connections are alive.
 
-`ConnectionMasks` holds one boolean mask for each chosen weight matrix of any module. A dormant connection keeps weight,
-gradient and optimiser moments of exactly zero, so a network with masks is a sparse network stored densely; when a
-connection wakes it starts fresh. The file functions at the end store only what lives.
+`ConnectionMasks` holds one boolean mask for each chosen weight matrix of any module. A dormant connection keeps a
+weight, gradient and optimiser moments of exactly zero, so a network with masks is a sparse network stored densely;
+when a connection wakes it starts fresh. The file functions at the end store only what lives.
 """
 
 import json
@@ -21,7 +21,8 @@ class ConnectionMasks:
     """Masks over the weight matrices of `module` (parameters of two or more dimensions) whose names match `include`.
 
     Args:
-        module: any module; its parameters stay where they are. include: one shell pattern or several ("rnn.*weight_*").
+        module: any module, already on its device; its parameters stay where they are.
+        include: one shell pattern or several ("rnn.*weight_*").
         density: share of live connections in each matrix, in (0, 1]. Below 1 the live ones are drawn at random, such
             that every row and every column keeps at least one: no neuron is left unconnected (paper: sparse seed).
         generator: torch.Generator for that draw.
@@ -39,8 +40,16 @@ class ConnectionMasks:
             raise ValueError(f"no weight matrix matches {patterns}; there are: "
                              + ", ".join(n for n, p in module.named_parameters() if p.dim() >= 2))
         self.module, self.optimiser = module, None
-        self.masks = {name: random_mask(p.shape, density, generator).to(p.device) for name, p in self.parameters.items()}
+        self.masks = {name: random_mask(p.shape, density, generator).to(p.device)
+                      for name, p in self.parameters.items()}
         self.apply_()
+
+    @torch.no_grad()
+    def rescale_(self) -> None:
+        """Divides the live weights of each matrix by the root of its density: what a neuron receives then varies as
+        much as in the dense network that the initial weights were drawn for. Call once, on a fresh sparse seed."""
+        for name, p in self.parameters.items():
+            p.div_(self.density(name) ** 0.5)
 
     def attach(self, optimiser: torch.optim.Optimizer) -> None:
         """From now on `apply_` also clears the optimiser's moments of dormant connections."""
@@ -50,11 +59,11 @@ class ConnectionMasks:
     def apply_(self) -> None:
         """Sets the weight, gradient and optimiser moments of every dormant connection to zero."""
         for name, p in self.parameters.items():
-            p.mul_(self.masks[name])
+            dormant = ~self.masks[name]
             moments = self.optimiser.state.get(p, {}).values() if self.optimiser else ()
-            for tensor in [p.grad, *moments]:
+            for tensor in [p, p.grad, *moments]:
                 if isinstance(tensor, Tensor) and tensor.shape == p.shape:
-                    tensor.mul_(self.masks[name])
+                    tensor.masked_fill_(dormant, 0)                # not a product: infinity times zero is no zero
 
     @torch.no_grad()
     def mask_gradients_(self) -> None:
@@ -64,7 +73,7 @@ class ConnectionMasks:
         """
         for name, p in self.parameters.items():
             if p.grad is not None:
-                p.grad.mul_(self.masks[name])
+                p.grad.masked_fill_(~self.masks[name], 0)
 
     def count(self) -> tuple[int, int]:
         """(live, all) connections."""
@@ -73,7 +82,7 @@ class ConnectionMasks:
     def density(self, name: str | None = None) -> float:
         """Live share of one matrix, or of all together."""
         if name is not None:
-            return float(self.masks[name].float().mean())
+            return int(self.masks[name].sum()) / self.masks[name].numel()
         live, total = self.count()
         return live / total
 
@@ -90,7 +99,10 @@ class ConnectionMasks:
 
 
 def random_mask(shape: torch.Size, density: float, generator: torch.Generator | None = None) -> Tensor:
-    """A boolean mask with round(density * size) live entries, at least one in every row and column (dim 0, the rest)."""
+    """A boolean mask with round(density * size) live entries, at least one in each row and column (dim 0, the rest).
+
+    Where so few entries cannot meet every row and column, there are as many as the longer side.
+    """
     rows, columns = shape[0], int(np.prod(shape[1:]))
     if density == 1:
         return torch.ones(shape, dtype=torch.bool)
@@ -121,6 +133,7 @@ def unpack_bits(packed: Tensor, shape: torch.Size) -> Tensor:
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict) -> None:
     """Writes a safetensors file atomically, with `metadata` as JSON in its header."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -140,18 +153,25 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
             metadata = json.loads((file.metadata() or {})["json"])
             return {name: file.get_tensor(name) for name in file.keys()}, metadata
     except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: damaged or not a file of this project ({error}); restore it or run again") from None
+        raise ValueError(f"{path}: damaged or not of this project ({error}); restore it or run again") from None
 
 
 def save_model(path: Path, module: nn.Module, masks: ConnectionMasks | None, metadata: dict) -> None:
-    """Stores a trained module: matrices in float16, of masked ones the live values and a bit mask; the rest as it is."""
+    """Stores a trained module: matrices in float16, of masked ones a bit mask and the live values; the rest as is.
+
+    Written atomically. Raises ValueError if a matrix holds values that float16 cannot (infinite, or beyond 65504).
+    """
     tensors = {}
     for name, tensor in module.state_dict().items():
+        if tensor.dim() >= 2 and tensor.is_floating_point():
+            tensor = tensor.half()
+            if not tensor.isfinite().all():
+                raise ValueError(f"{path}: {name} holds values that float16 cannot; train at a lower learning rate")
         if masks is not None and name in masks.masks:
             tensors[f"{name}.mask"] = pack_bits(masks.masks[name])
-            tensors[f"{name}.live"] = tensor[masks.masks[name]].half()
+            tensors[f"{name}.live"] = tensor[masks.masks[name]]
         else:
-            tensors[name] = tensor.half() if tensor.dim() >= 2 else tensor
+            tensors[name] = tensor
     save_tensors(path, tensors, metadata)
 
 

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from .corpora import ALPHABET, BLANK
 
-NORMALISATION = "upper case, letters, apostrophe and single spaces; words split at spaces, spelled letters count as words"
+NORMALISATION = ("upper case, letters, apostrophe and single spaces; words split at spaces, "
+                 "spelled letters count as words")
 
 
 def normalise(text: str) -> str:
@@ -15,7 +16,7 @@ def normalise(text: str) -> str:
 
 
 def greedy(log_probs: Tensor, lengths: Tensor) -> list[str]:
-    """CTC's best path: the likeliest label of each frame, repeats joined, blanks dropped. (B, T, labels) -> B texts."""
+    """CTC's best path, (B, T, labels) -> B texts: each frame's likeliest label, repeats joined, blanks dropped."""
     texts = []
     for best, length in zip(log_probs.argmax(-1).tolist(), lengths.tolist()):
         best = best[:length]
@@ -27,12 +28,14 @@ def greedy(log_probs: Tensor, lengths: Tensor) -> list[str]:
 def error_rates(references: list[str], hypotheses: list[str], resamples: int = 1000) -> dict[str, float]:
     """Word and letter error rates in percent (jiwer), with a 95 % bootstrap interval of the WER over utterances.
 
-    Errors of all utterances over words of all utterances, so that long utterances weigh more; above 100 % is possible.
-    Raises ValueError if the lists differ in length or are empty.
+    Errors of all utterances over words of all utterances, so that long utterances weigh more; above 100 % is
+    possible. Raises ValueError if the lists differ in length or are empty, or a reference has no word.
     """
     if len(references) != len(hypotheses) or not references:
         raise ValueError(f"{len(references)} references and {len(hypotheses)} hypotheses")
     references, hypotheses = [normalise(r) for r in references], [normalise(h) for h in hypotheses]
+    if not all(references):
+        raise ValueError(f"reference {references.index('')} has no word to compare with")
     pairs = [jiwer.process_words(r, h) for r, h in zip(references, hypotheses)]
     errors = np.array([p.substitutions + p.deletions + p.insertions for p in pairs])
     words = np.array([len(r.split()) for r in references])

@@ -19,7 +19,7 @@ class SpeechTask:
     metric, lower_is_better = "wer", True
 
     def __init__(self, corpus: SpeechCorpus, batch: int = 16, limit: int | None = None, seed: int = 0,
-                 augment: bool = True, time_mask: int = 20, frequency_mask: int = 20, masks: int = 2):
+                 augment: bool = True, time_mask: int = 15, frequency_mask: int = 15, masks: int = 1):
         self.corpus, self.batch, self.limit, self.seed, self.augment = corpus, batch, limit, seed, augment
         self.bands = time_mask, frequency_mask, masks
         self.train = corpus.split("train", limit=limit)

@@ -58,9 +58,9 @@ def learning_rate(peak: float, position: float, warmup: float) -> float:
 class Trainer:
     """Trains `model` on `task` (see tasks.py) through `schedule` (see growprune.py).
 
-    After `train()`: `history` (one row an epoch), `phases` (one row for each growth, pruning or restoring), `seconds`.
-    With `checkpoint`, a file is kept there after each epoch and on Ctrl-C, and found again by the next call; `key` ties
-    it to a recipe, and a checkpoint of another key is set aside.
+    After `train()`: `history` (one row an epoch), `phases` (one row for each growth, pruning or restoring),
+    `seconds`. With `checkpoint`, a file is kept there after each epoch and on Ctrl-C, and found again by the next
+    call; `key` ties it to a recipe, and a checkpoint of another key is set aside.
     """
 
     def __init__(self, model: nn.Module, task, schedule: Dense | GrowPruneSchedule, settings: Settings, *,
@@ -127,7 +127,8 @@ class Trainer:
         loss = self.task.loss(self.prepared, batch, self.accelerator.device)
         value = loss.item()
         if not math.isfinite(value):
-            raise TrainingError(f"{self.name}: the loss became {value} in epoch {self.epoch + 1}; lower the learning rate")
+            raise TrainingError(f"{self.name}: the loss became {value} in epoch {self.epoch + 1}; "
+                                "lower the learning rate")
         self.accelerator.backward(loss)
         if self.masks is not None:
             if self.schedule.growing:
@@ -173,12 +174,15 @@ class Trainer:
         save_tensors(self.checkpoint, tensors, {"schedule": schedule} | {name: getattr(self, name) for name in plain})
 
     def _resume(self) -> None:
-        tensors, state = load_tensors(self.checkpoint)
-        if state["key"] != self.key:
+        try:
+            tensors, state = load_tensors(self.checkpoint)
+        except ValueError:
+            raise TrainingError(f"{self.checkpoint}: damaged or no checkpoint; delete it to start anew") from None
+        if state.get("key") != self.key:
             old = self.checkpoint.with_suffix(".old")
             self.checkpoint.replace(old)
-            return print(f"{self.checkpoint}: of another recipe, corpus or code; set aside as {old.name}, starting anew",
-                         file=sys.stderr)
+            return print(f"{self.checkpoint}: of another recipe, corpus or code; set aside as {old.name}, "
+                         "starting anew", file=sys.stderr)
 
         def part(group: str) -> dict:
             return {name.removeprefix(group + "/"): t for name, t in tensors.items() if name.startswith(group + "/")}

@@ -1,0 +1,398 @@
+"""Figures made from records and arrays: matplotlib in, a `Picture` out. Nothing here trains or reads files.
+
+All share one style: as wide as a page is read (7 in), units on every axis, the colours of Okabe and Ito, which
+colour-blind readers tell apart, and a line style and marker of its own for each colour, for print without colour.
+"""
+
+import base64
+import functools
+import html
+import io
+import itertools
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import jiwer
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+
+from .corpora import ALPHABET, BLANK, SpeechCorpus
+from .deepspeech2 import HOP, SAMPLE_RATE, WINDOW
+from .records import RunRecord
+
+WIDTH = 7.0                            # inches
+BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
+GREY = "#767676"
+LINES = [(BLUE, "-", "o"), (VERMILION, "--", "s"), (GREEN, "-.", "^"), (PURPLE, ":", "D"), (ORANGE, "-", "v"),
+         (SKY, "--", "P"), ("black", "-.", "X")]
+STYLE = {"font.size": 10.5, "axes.titlesize": 10.5, "axes.labelsize": 10.5, "legend.fontsize": 10,
+         "xtick.labelsize": 9.5, "ytick.labelsize": 9.5, "axes.spines.top": False, "axes.spines.right": False,
+         "axes.grid": True, "axes.grid.axis": "y", "grid.color": "#dddddd", "axes.axisbelow": True,
+         "axes.titlelocation": "left", "lines.linewidth": 1.8, "lines.markersize": 5, "image.cmap": "viridis",
+         "legend.frameon": False, "figure.constrained_layout.w_pad": 0.09, "figure.constrained_layout.h_pad": 0.07}
+PHASES = {"grow": "growth", "train": "training", "prune": "pruning and retraining", "final": "last retraining"}
+TINTS = {"grow": "#d9f0e6", "train": "#eeeeee", "prune": "#fbe3d3", "final": "#dcebf5"}
+
+
+class Picture(Figure):
+    """A figure that shows itself on a page, with `alt`: what it shows, for those who cannot see it.
+
+    Drawn finer than a plain screen shows; where the page is narrow it keeps a legible size and scrolls.
+    """
+
+    def __init__(self, height: float, alt: str = ""):
+        super().__init__(figsize=(WIDTH, height), layout="constrained")
+        self.alt = alt
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+        file = io.BytesIO()
+        self.savefig(file, format="png", dpi=160)
+        code = base64.b64encode(file.getvalue()).decode()
+        image = (f'<img alt="{html.escape(self.alt)}" src="data:image/png;base64,{code}" '
+                 f'style="width: 100%; min-width: 30rem; max-width: {100 * WIDTH:.0f}px; height: auto">')
+        return {"text/html": f'<div style="overflow-x: auto">{image}</div>', "image/png": code, "text/plain": self.alt}
+
+
+def _styled(draw: Callable[..., Picture]) -> Callable[..., Picture]:
+    """Draws in our style and leaves matplotlib's own settings as they were."""
+    @functools.wraps(draw)
+    def styled(*args, **options) -> Picture:
+        with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):
+            return draw(*args, **options)
+    return styled
+
+
+def _array(values) -> np.ndarray:
+    return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
+
+
+def _visible(letter: str) -> str:
+    return "␣" if letter == " " else letter
+
+
+def _wrapped(text: str, width: int = 72) -> str:
+    return "\n".join(textwrap.wrap(text, width))
+
+
+def _frame_times(count: int, step: int = 1) -> np.ndarray:
+    """Middle of each window, in seconds; `step` is 2 behind the convolutions, which keep every other frame."""
+    return (np.arange(count) * step * HOP + WINDOW / 2) / SAMPLE_RATE
+
+
+def _paint(fig: Picture, ax, spec: np.ndarray) -> None:
+    """A spectrogram (161, T) into `ax`, in seconds and kilohertz, with its colour bar."""
+    bins, count = spec.shape
+    left, hop, bin = (WINDOW - HOP) / 2 / SAMPLE_RATE, HOP / SAMPLE_RATE, SAMPLE_RATE / WINDOW / 1000
+    low, high = np.percentile(spec, [1, 99.7])
+    image = ax.imshow(spec, origin="lower", aspect="auto", interpolation="nearest", vmin=low, vmax=high,
+                      extent=(left, left + count * hop, -bin / 2, (bins - 0.5) * bin))
+    ax.set(ylabel="frequency (kHz)", ylim=(0, (bins - 1) * bin))
+    ax.grid(False)
+    fig.colorbar(image, ax=ax, pad=0.01, label="log magnitude\n(standard deviations)")
+
+
+@_styled
+def spectrogram(spec, seconds: float, transcript: str) -> Picture:
+    """A normalised log spectrogram (161, T) of `seconds` of sound."""
+    spec = _array(spec)
+    fig = Picture(2.9, f"Spectrogram of {seconds:.1f} seconds of speech: {transcript}")
+    ax = fig.subplots()
+    _paint(fig, ax, spec)
+    ax.set(xlabel="time (s)", xlim=(0, max(seconds, WINDOW / SAMPLE_RATE)), title=_wrapped(transcript))
+    return fig
+
+
+@_styled
+def wave_and_spectrogram(wave, spec, transcript: str = "") -> Picture:
+    """Sound (N samples in [-1, 1]) above its spectrogram (161, T), along one time axis."""
+    wave, spec = _array(wave), _array(spec)
+    seconds = len(wave) / SAMPLE_RATE
+    fig = Picture(4.2, f"Wave and spectrogram of {seconds:.1f} seconds of speech. {transcript}")
+    top, low = fig.subplots(2, sharex=True, height_ratios=(2, 3))
+    top.plot(np.arange(len(wave)) / SAMPLE_RATE, wave, color=BLUE, linewidth=0.5)
+    loudest = max(float(np.abs(wave).max()) * 1.05, 1e-3)
+    top.set(ylabel="amplitude", xlim=(0, max(seconds, WINDOW / SAMPLE_RATE)), ylim=(-loudest, loudest),
+            title=_wrapped(transcript))
+    _paint(fig, low, spec)
+    low.set(xlabel="time (s)")
+    return fig
+
+
+@_styled
+def corpus_overview(corpus: SpeechCorpus) -> Picture:
+    """How long the utterances of each split are, and how often each letter is said in the training split."""
+    splits = {name: [u for u in corpus.utterances if u.split == name] for name in ("train", "valid", "test")}
+    splits = {name: found for name, found in splits.items() if found}
+    fig = Picture(4.9, f"Durations and letters of {len(corpus.utterances)} utterances of {corpus.name}")
+    top, low = fig.subplots(2)
+    edges = np.linspace(0, max(u.seconds for u in corpus.utterances), 25)
+    for (name, found), (colour, line, marker) in zip(splits.items(), LINES):
+        share, _ = np.histogram([u.seconds for u in found], edges)
+        top.plot((edges[1:] + edges[:-1]) / 2, 100 * share / len(found), line, color=colour, marker=marker,
+                 label=f"{name} ({len(found)})")
+    top.set(xlabel="length (s)", ylabel="utterances (%)", ylim=(0, None), xlim=(0, None))
+    top.legend(title="split (utterances)", title_fontsize=10)
+    said = Counter("".join(u.transcript for u in splits.get("train", corpus.utterances)))
+    letters = ALPHABET[2:] + ALPHABET[1]
+    shares = [100 * said[letter] / said.total() for letter in letters]
+    low.bar(range(len(letters)), shares, color=BLUE)
+    low.set_xticks(range(len(letters)), [_visible(letter) for letter in letters])
+    low.set(xlabel="letter (␣ is the space between words)", ylabel="share of train (%)",
+            xlim=(-0.7, len(letters) - 0.3))
+    return fig
+
+
+def _spans(record: RunRecord) -> list[tuple[str, int, int]]:
+    """(phase, first epoch, end) of each unbroken stretch of a run."""
+    runs = itertools.groupby(record.history, key=lambda row: row.phase)
+    stretches = [(phase, list(rows)) for phase, rows in runs]
+    return [(phase, rows[0].epoch, rows[-1].epoch + 1) for phase, rows in stretches]
+
+
+def _shade(axes: Sequence, record: RunRecord) -> None:
+    """Phases of grow-and-prune behind all axes, named above the first: in full, in short or upright, as it fits."""
+    spans = _spans(record)
+    total = spans[-1][2] if spans else 1
+    for phase, start, end in spans:
+        room = (end - start) / total * (WIDTH - 1.2)
+        name = PHASES.get(phase, phase)
+        name = name if room > 0.082 * len(name) else phase
+        for ax in axes:
+            ax.axvspan(start, end, color=TINTS.get(phase, "#f4f4f4"), linewidth=0, zorder=0)
+            ax.axvline(end, color="white", linewidth=1.5, zorder=0.5)
+        axes[0].annotate(name, ((start + end) / 2, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), fontsize=9.5,
+                         textcoords="offset points", ha="center", va="bottom",
+                         rotation=0 if room > 0.082 * len(name) else 90)
+
+
+def _epoch_axis(ax, last: int) -> None:
+    ax.set(xlabel="epochs of training", xlim=(0, max(last, 1) + 0.15))
+    ax.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _wer_axis(ax, rates: Sequence[float]) -> None:
+    """From 0 to the highest rate; what lies above 100 % is left out, and the picture says so."""
+    known = [rate for rate in rates if np.isfinite(rate)] or [100]
+    cut = max(known) > 104 and min(known) <= 100
+    ax.set(ylabel="validation WER (%)", ylim=(0, (100 if cut else max(*known, 1)) * 1.04))
+    if cut:
+        ax.set_title("rates above 100 % (more errors than words) are cut off", loc="right", fontsize=9.5, color=GREY)
+
+
+@_styled
+def learning_curves(records: Mapping[str, RunRecord]) -> Picture:
+    """Training loss and validation WER by epoch; `records` by the name that the legend shows.
+
+    The phases of the first run that grows and prunes are shaded. Raises ValueError without a record.
+    """
+    if not records:
+        raise ValueError("learning_curves needs at least one record")
+    fig = Picture(5.2, "Training loss and validation word error rate by epoch: " + ", ".join(records))
+    top, low = fig.subplots(2, sharex=True)
+    grown = next((r for r in records.values() if {row.phase for row in r.history} & PHASES.keys()), None)
+    last, all_rates = 1, []
+    for (label, record), (colour, line, marker) in zip(records.items(), itertools.cycle(LINES)):
+        ends = [row.epoch + 1 for row in record.history]
+        rates = [row.scores.get("wer", np.nan) for row in record.history]
+        look = {"color": colour, "linestyle": line, "marker": marker, "markevery": max(1, len(ends) // 12)}
+        top.plot(ends, [row.loss for row in record.history], label=label, **look)
+        low.plot(ends, rates, **look)
+        last, all_rates = max([last, *ends]), all_rates + rates
+    top.set(ylabel="training loss\n(CTC, nats a letter)", ylim=(0, None))
+    _wer_axis(low, all_rates)
+    _epoch_axis(low, last)
+    if grown is not None:
+        _shade((top, low), grown)
+    fig.legend(loc="outside lower center", ncols=min(3, len(records)))
+    return fig
+
+
+@_styled
+def density_over_time(record: RunRecord) -> Picture:
+    """Share of live connections by epoch: of all matrices together, and how far single ones differ from it.
+
+    Raises ValueError for a run without masks.
+    """
+    rows = [row for row in record.history if row.density is not None]
+    if not rows:
+        raise ValueError(f"{record.experiment}: a dense run has no densities to show")
+    fig = Picture(3.2, f"Share of live connections of {record.experiment} by epoch")
+    ax = fig.subplots()
+    edges = [rows[0].epoch, *(row.epoch + 1 for row in rows)]
+    ranges = [[100 * v for v in (row.densities or {"": row.density}).values()] for row in rows]
+    ax.stairs([max(r) for r in ranges], edges, baseline=[min(r) for r in ranges], fill=True, color=SKY, alpha=0.5,
+              label="from the sparsest to the densest matrix")
+    ax.stairs([100 * row.density for row in rows], edges, baseline=None, color=BLUE, linewidth=1.8,
+              label="all matrices")
+    ax.set(ylabel="live connections (%)", ylim=(0, 103))
+    _epoch_axis(ax, edges[-1])
+    _shade([ax], record)
+    fig.legend(loc="outside lower center", ncols=2)
+    return fig
+
+
+@_styled
+def gp_flow(record: RunRecord) -> Picture:
+    """Seed -> growth -> pruning -> final (`fig-gp-flow`): density after each event of the run, and validation WER.
+
+    An event that was undone is hatched and its score crossed. Raises ValueError for a run without events.
+    """
+    if not record.phases or record.history[0].density is None:
+        raise ValueError(f"{record.experiment}: no growth or pruning in this run")
+    events = record.phases
+    fig = Picture(5.0, f"Growth and pruning of {record.experiment}: density and validation word error rate by event")
+    top, low = fig.subplots(2, sharex=True, height_ratios=(3, 2))
+    densities = [100 * d for d in (record.history[0].density, *(e.density for e in events))]
+    kinds, kept = ["train", *(e.phase for e in events)], [True, *(e.kept for e in events)]
+    colours = {"grow": GREEN, "train": GREY, "prune": VERMILION, "final": BLUE}
+    small = 9.5 if len(densities) <= 14 else 7.5
+    for x, (density, kind, good) in enumerate(zip(densities, kinds, kept)):
+        colour = colours.get(kind, GREY)
+        top.bar(x, density, 0.75, facecolor=colour if good else "white", edgecolor=colour, hatch="" if good else "////")
+        top.annotate(f"{density:.0f}" if density >= 10 else f"{density:.1f}", (x, density), xytext=(0, 3),
+                     fontsize=small, textcoords="offset points", ha="center")
+    top.set(ylabel="live connections (%)", ylim=(0, max(densities) * 1.13))
+    # The scale is that of the pruning; the high rates of the first epochs are told, not drawn to scale.
+    rates = [event.scores.get("wer", np.nan) for event in events]
+    later = [rate for rate, event in zip(rates, events) if event.phase != "grow"] or rates
+    ceiling = 1.25 * max([*later, 1])
+    groups = {("o", BLUE, "kept"): [], ("X", VERMILION, "undone"): [], ("^", GREY, "above the scale"): []}
+    look = list(groups)
+    for x, (rate, event) in enumerate(zip(rates, events), 1):
+        groups[look[2] if rate > ceiling else look[not event.kept]].append((x, min(rate, ceiling)))
+        low.annotate(f"{rate:.1f}", (x, min(rate, ceiling)), xytext=(0, 7), textcoords="offset points", ha="center",
+                     fontsize=small, path_effects=[withStroke(linewidth=3, foreground="white")])
+    for (marker, colour, label), points in groups.items():
+        if points:
+            low.plot(*zip(*points), marker, color=colour, markersize=7, label=label)
+    before = next((e.scores.get("wer") for e in events if e.phase == "train"), None)
+    tolerance = record.recipe.get("schedule", {}).get("tolerance")
+    if before is not None and tolerance is not None and before + tolerance < 1.4 * ceiling:
+        low.axhline(before + tolerance, color="black", linestyle="--", linewidth=1,
+                    label="floor: pruning stops above it")
+    low.set(ylabel="validation WER (%)", ylim=(0, 1.22 * max(ceiling, low.get_ylim()[1] / 1.05)))
+    rounds = Counter()
+    names = ["seed"]
+    for event in events:
+        rounds[event.phase] += 1
+        names.append(f"{event.phase}\n{rounds[event.phase]}" if event.phase in ("grow", "prune") else event.phase)
+    low.set_xticks(range(len(names)), names, fontsize=small)
+    low.set(xlabel="events of the run, in order", xlim=(-0.6, len(names) - 0.4))
+    fig.legend(loc="outside lower center", ncols=4, columnspacing=1.2, handletextpad=0.5)
+    return fig
+
+
+def _peaks(log_probs: np.ndarray) -> list[tuple[int, int]]:
+    """(frame, label) of each letter on CTC's best path: the likeliest frame of every stretch of one label."""
+    found, at = [], 0
+    for label, stretch in itertools.groupby(log_probs.argmax(1).tolist()):
+        size = len(list(stretch))
+        if label != BLANK:
+            found.append((at + int(log_probs[at:at + size, label].argmax()), label))
+        at += size
+    return found
+
+
+@_styled
+def alignment(log_probs, spec, transcript: str) -> Picture:
+    """Where CTC hears its letters: probabilities from `log_probs` (T', labels) under the spectrogram (161, T).
+
+    One time axis; blank in grey, each other label with a line of its own, the letters of the best path at their peaks.
+    """
+    log_probs, spec = _array(log_probs), _array(spec)
+    times, probs, peaks = _frame_times(len(log_probs), 2), np.exp(log_probs), _peaks(log_probs)
+    heard = " ".join("".join(ALPHABET[label] for _, label in peaks).split())
+    fig = Picture(4.6, f"Probabilities of letters over time. Said: {transcript}. Heard: {heard}.")
+    upper, ax = fig.subplots(2, sharex=True)
+    _paint(fig, upper, spec)
+    ax.fill_between(times, probs[:, BLANK], color="#d0d0d0", linewidth=0)
+    shown = sorted({label for _, label in peaks} | set((probs.max(0) > 0.3).nonzero()[0]) - {BLANK})
+    for label, (colour, line, _) in zip(shown, itertools.cycle(LINES)):
+        ax.plot(times, probs[:, label], line, color=colour, linewidth=1.4)
+    seconds, before, lift = float(times[-1]) + HOP / SAMPLE_RATE, -9.0, 0
+    for frame, label in peaks:                     # neighbours too close for two letters side by side: one goes higher
+        near = (times[frame] - before) / seconds * (WIDTH - 1.8) < 0.13
+        before, lift = times[frame], (lift + 1) % 3 if near else 0
+        ax.annotate(_visible(ALPHABET[label]), (times[frame], 1.02 + 0.12 * lift), ha="center", va="bottom",
+                     fontsize=10, annotation_clip=False)
+        ax.plot(times[frame], probs[frame, label], "o", color="black", markersize=2.5)
+    ax.set(xlabel="time (s)", ylabel="probability\n(grey: blank)", xlim=(0, seconds), ylim=(0, 1.42))
+    ax.set_yticks((0, 0.5, 1))
+    ax.spines["left"].set_bounds(0, 1)
+    upper.set_title(_wrapped(f"said:  {transcript}", 66) + "\n" + _wrapped(f"heard: {heard or '(nothing)'}", 66),
+                  family="monospace", fontsize=9.5)
+    return fig
+
+
+def _blocks(mask: np.ndarray, most: int = 40) -> np.ndarray:
+    """A mask (R, C) as shares in at most `most` by `most` blocks of nearly equal size."""
+    rows, columns = (np.linspace(0, n, min(n, most) + 1).astype(int) for n in mask.shape)
+    sums = np.add.reduceat(np.add.reduceat(mask.astype(float), rows[:-1], 0), columns[:-1], 1)
+    return sums / np.outer(np.diff(rows), np.diff(columns))
+
+
+@_styled
+def connection_maps(masks: Mapping[str, object]) -> Picture:
+    """Where connections live (`fig-gp-masks`): for each named mask (4R, C) a map of each gate, i, f, g, o.
+
+    Names are matrices of one layer, or one matrix at several moments; gates stand in PyTorch's order. A pixel is the
+    live share of a block of connections. Raises ValueError for a mask whose rows are not four gates.
+    """
+    if not masks:
+        raise ValueError("connection_maps needs at least one mask")
+    fig = Picture(0.35 + 1.95 * len(masks), "Share of live connections in each gate: " + ", ".join(masks))
+    parts = np.atleast_1d(fig.subfigures(len(masks), 1))
+    for part, (name, mask) in zip(parts, masks.items()):
+        mask = _array(mask).astype(bool)
+        if mask.ndim != 2 or len(mask) % 4:
+            raise ValueError(f"{name}: a mask of shape {mask.shape} holds no four gates")
+        maps = [100 * _blocks(gate) for gate in np.split(mask, 4)]
+        axes = part.subplots(1, 4, sharey=True)
+        for ax, values, gate in zip(axes, maps, "ifgo"):
+            image = ax.imshow(values, aspect="auto", interpolation="nearest", vmin=0, vmax=np.max(maps) or 1,
+                              cmap="Blues", extent=(0, mask.shape[1], len(mask) // 4, 0))
+            ax.grid(False)
+            ax.set_title(f"gate {gate}", loc="center", fontsize=9.5)
+            ax.tick_params(labelsize=8.5)
+            ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+        axes[0].set_ylabel("to unit", fontsize=9.5)
+        part.supxlabel("from input", fontsize=9.5)
+        part.colorbar(image, ax=axes, pad=0.01, label="live (%)")
+        part.suptitle(f"{name}: {100 * mask.mean():.1f} % of {mask.size:,} alive", fontsize=10.5, x=0.01, ha="left")
+    return fig
+
+
+@_styled
+def letter_confusions(samples: Sequence[Mapping[str, str]], most: int = 15) -> Picture:
+    """The most frequent letter errors in `samples` (each with `reference` and `hypothesis`), said -> heard."""
+    errors = Counter()
+    for sample in samples:
+        said, heard = sample["reference"], sample["hypothesis"]
+        for chunk in jiwer.process_characters(said, heard).alignments[0]:
+            if chunk.type != "equal":
+                pairs = itertools.zip_longest(said[chunk.ref_start_idx:chunk.ref_end_idx],
+                                              heard[chunk.hyp_start_idx:chunk.hyp_end_idx], fillvalue="")
+                errors.update(pairs)
+    top = errors.most_common(most)[::-1]
+    fig = Picture(1.3 + 0.24 * max(len(top), 2), "Most frequent letter errors: " + ", ".join(
+        f"{a or 'nothing'} heard as {b or 'nothing'} {n} times" for (a, b), n in top[::-1]))
+    ax = fig.subplots()
+    kinds = ((lambda a, b: a and b, BLUE, None, "another letter"), (lambda a, b: not b, VERMILION, "///", "left out"),
+             (lambda a, b: not a, GREEN, "...", "put in"))
+    for fits, colour, hatch, label in kinds:
+        rows = [(y, n) for y, ((a, b), n) in enumerate(top) if fits(a, b)]
+        if rows:
+            ax.barh(*zip(*rows), color=colour, hatch=hatch, edgecolor="white", label=label)
+    ax.set_yticks(range(len(top)), [f"{_visible(a) or '–'} → {_visible(b) or '–'}" for (a, b), _ in top])
+    ax.set(xlabel=f"times, of {errors.total()} letter errors in {len(samples)} utterances", ylabel="said → heard",
+           title="" if top else "no errors")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.grid(False, axis="y")
+    ax.grid(True, axis="x")
+    if top:
+        fig.legend(loc="outside lower center", ncols=3)
+    return fig
