@@ -40,8 +40,7 @@ def count(model: nn.Module, masks: ConnectionMasks | dict[str, Tensor] | None = 
     positions. Raises ValueError for a convolution without `positions`, or masks that are not this model's.
     """
     masks = masks.masks if isinstance(masks, ConnectionMasks) else masks or {}
-    convolutions = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, (nn.Conv1d, nn.Conv2d))}
-    lookups = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
+    convolutions, lookups = _weights_of(model, nn.Conv1d, nn.Conv2d), _weights_of(model, nn.Embedding)
     positions, sizes = positions or {}, {name: p.shape for name, p in model.named_parameters()}
     for name, mask in masks.items():
         if sizes.get(name) != mask.shape:
@@ -64,18 +63,22 @@ def count(model: nn.Module, masks: ConnectionMasks | dict[str, Tensor] | None = 
 
 def convolution_positions(model: nn.Module, *inputs: Tensor) -> dict[str, int]:
     """Output positions of each convolution in a forward pass over `inputs` (batch of one): `positions` of `count`."""
-    found, hooks = {}, []
-    for name, m in model.named_modules():
-        if isinstance(m, (nn.Conv1d, nn.Conv2d)):
-            def hook(module, args, out, name=name):
-                found[f"{name}.weight"] = found.get(f"{name}.weight", 0) + out[0, 0].numel()
-            hooks.append(m.register_forward_hook(hook))
-    training = model.training
+    found, hooks, modes = {}, [], {m: m.training for m in model.modules()}
+    for name, m in _weights_of(model, nn.Conv1d, nn.Conv2d).items():
+        def hook(module, args, out, name=name):
+            found[name] = found.get(name, 0) + out[0, 0].numel()
+        hooks.append(m.register_forward_hook(hook))
     try:
         with torch.no_grad():
             model.eval()(*inputs)
     finally:
-        model.train(training)
+        for m, training in modes.items():
+            m.training = training
         for h in hooks:
             h.remove()
     return found
+
+
+def _weights_of(model: nn.Module, *kinds: type) -> dict[str, nn.Module]:
+    """Parameter name of the weight -> module, for the modules of these kinds, `model` itself included."""
+    return {f"{name}.weight".lstrip("."): m for name, m in model.named_modules() if isinstance(m, kinds)}

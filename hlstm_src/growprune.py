@@ -12,6 +12,8 @@ from torch import Tensor
 
 from .masks import ConnectionMasks
 
+STRUCTURES = (None, "block16", "balanced", "row")
+
 
 class Gradients:
     """Accumulates the dense gradients that growth looks at, dormant connections included.
@@ -36,9 +38,16 @@ class Gradients:
         self.sums = {}
 
 
-def _groups(masks: ConnectionMasks, per: str) -> list[list[str]]:
+def _check(what: str, ratio: float, per: str, structure: str | None = None) -> None:
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"{what} {ratio} must lie in [0, 1]")
     if per not in ("matrix", "global"):
         raise ValueError(f"per={per!r}: choose 'matrix' or 'global'")
+    if structure not in STRUCTURES:
+        raise ValueError(f"structure={structure!r}: choose None, 'block16', 'balanced' or 'row'")
+
+
+def _groups(masks: ConnectionMasks, per: str) -> list[list[str]]:
     return [[name] for name in masks.masks] if per == "matrix" else [list(masks.masks)]
 
 
@@ -50,19 +59,17 @@ def grow(masks: ConnectionMasks, gradients: dict[str, Tensor], ratio: float, *, 
     A dormant connection wakes if its |gradient| is at or above the `ratio`-quantile of |gradient| over the whole
     matrix, live connections included (`per="global"`: over all matrices together). Of n entries, n - floor(ratio n)
     lie there when no two are equal; a gradient of exactly zero never wakes anything. New weights start at zero, or
-    with `init="gradient"` at -step * gradient; their optimiser moments are zero. Source: paper, Method (detail
+    with `init="gradient"` at -step * gradient; the optimiser begins anew with a matrix that grew. Source: paper, Method (detail
     unverified). Raises ValueError for a ratio outside [0, 1] or gradients that do not fit the masks.
     """
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"growth ratio {ratio} must lie in [0, 1]")
+    _check("growth ratio", ratio, per)
     if init not in ("zero", "gradient"):
         raise ValueError(f"init={init!r}: choose 'zero' or 'gradient'")
     for name, mask in masks.masks.items():
         if name not in gradients or gradients[name].shape != mask.shape:
             raise ValueError(f"gradients hold nothing of shape {tuple(mask.shape)} for {name}")
-    groups, woken = _groups(masks, per), 0
-    masks.apply_()                                                 # whoever wakes has slept: weight and moments zero
-    for names in groups:
+    woken = 0
+    for names in _groups(masks, per):
         scores = torch.cat([gradients[name].abs().flatten() for name in names])
         below = int(ratio * scores.numel())
         if below == scores.numel():
@@ -71,14 +78,15 @@ def grow(masks: ConnectionMasks, gradients: dict[str, Tensor], ratio: float, *, 
         for name in names:
             score = gradients[name].abs()
             new = ~masks.masks[name] & (score >= threshold) & (score > 0)
+            first = -step * gradients[name][new]
             masks.masks[name] |= new
+            masks.clear_(name, new)                                # nothing is left of an earlier life
             if init == "gradient":
-                masks.parameters[name][new] = -step * gradients[name][new].to(masks.parameters[name].dtype)
+                masks.parameters[name][new] = first.to(masks.parameters[name].dtype)
+            if new.any():
+                masks.restart_(name)
             woken += int(new.sum())
     return woken
-
-
-STRUCTURES = (None, "block16", "balanced", "row")
 
 
 @torch.no_grad()
@@ -95,13 +103,10 @@ def prune(masks: ConnectionMasks, ratio: float, *, per: str = "matrix", structur
                     the same number of connections, unless it had fewer
     Raises ValueError for a ratio outside [0, 1] or an unknown structure.
     """
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"pruning ratio {ratio} must lie in [0, 1]")
-    if structure not in STRUCTURES:
-        raise ValueError(f"structure={structure!r}: choose None, 'block16', 'balanced' or 'row'")
-    groups, slept = _groups(masks, per), 0
+    _check("pruning ratio", ratio, per, structure)
     masks.apply_()
-    for names in groups:
+    slept = 0
+    for names in _groups(masks, per):
         alive = [masks.masks[name].flatten(1) for name in names]
         found = [_units(masks.parameters[name].abs().flatten(1), mask, structure) for name, mask in zip(names, alive)]
         starts = accumulate([0] + [len(scores) for _, scores in found])
@@ -217,9 +222,8 @@ class GrowPruneSchedule:
             least = int(name in ("train_epochs", "retrain_epochs"))
             if getattr(self, name) < least:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least {least}")
-        for name in ("growth_ratio", "prune_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} {getattr(self, name)} must lie in [0, 1]")
+        _check("growth_ratio", self.growth_ratio, self.per)
+        _check("prune_ratio", self.prune_ratio, self.per, self.structure)
         self._good: dict[str, Tensor] = {}
         if self.growth_epochs == 0:
             self.phase = "train"
@@ -236,8 +240,10 @@ class GrowPruneSchedule:
     @property
     def epochs_left(self) -> int:
         """At most so many epochs are still to come."""
-        later = (self.rounds - self.round) * self.retrain_epochs * (self.phase != "final")
-        return 0 if self.done else self.length - self.at + later + self.final_epochs * (self.phase != "final")
+        if self.done:
+            return 0
+        later = 0 if self.phase == "final" else (self.rounds - self.round) * self.retrain_epochs + self.final_epochs
+        return self.length - self.at + later
 
     def end_epoch(self, masks: ConnectionMasks, gradients: Gradients, score: float) -> Event | None:
         """Grows, prunes, restores or moves on; returns what happened, or None."""

@@ -58,12 +58,28 @@ class ConnectionMasks:
     @torch.no_grad()
     def apply_(self) -> None:
         """Sets the weight, gradient and optimiser moments of every dormant connection to zero."""
-        for name, p in self.parameters.items():
-            dormant = ~self.masks[name]
-            moments = self.optimiser.state.get(p, {}).values() if self.optimiser else ()
-            for tensor in [p, p.grad, *moments]:
-                if isinstance(tensor, Tensor) and tensor.shape == p.shape:
-                    tensor.masked_fill_(dormant, 0)                # not a product: infinity times zero is no zero
+        for name, mask in self.masks.items():
+            self.clear_(name, ~mask)
+
+    @torch.no_grad()
+    def clear_(self, name: str, which: Tensor) -> None:
+        """Sets weight, gradient and optimiser moments to zero where `which`, shaped as the matrix, is True."""
+        p = self.parameters[name]
+        moments = self.optimiser.state.get(p, {}).values() if self.optimiser else ()
+        for tensor in [p, p.grad, *moments]:
+            if isinstance(tensor, Tensor) and tensor.shape == p.shape:
+                tensor.masked_fill_(which, 0)                      # not a product: infinity times zero is no zero
+
+    @torch.no_grad()
+    def restart_(self, name: str) -> None:
+        """Lets the optimiser begin anew with one matrix: all moments, and Adam's count of steps, back to zero.
+
+        Zero moments under an old count are a trap: Adam would take the young average of squares for a settled one and
+        move a woken connection by several times the learning rate, for hundreds of steps.
+        """
+        for tensor in self.optimiser.state.get(self.parameters[name], {}).values() if self.optimiser else ():
+            if isinstance(tensor, Tensor):
+                tensor.zero_()
 
     @torch.no_grad()
     def mask_gradients_(self) -> None:
