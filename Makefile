@@ -5,8 +5,6 @@ PROFILE ?= laptop
 JOBS    ?= 2
 PORT    ?= 8000
 
-SHELL := /bin/bash
-.SHELLFLAGS := -eu -o pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 PROFILES := smoke laptop desk paper
@@ -15,7 +13,7 @@ ifeq ($(filter $(PROFILE),$(PROFILES)),)
 $(error PROFILE=$(PROFILE) is unknown; choose one of: $(PROFILES))
 endif
 
-ifeq ($(origin PY),undefined)
+ifneq ($(origin PY),command line)
 PY  := .venv/bin/python
 ENV := .venv/.installed
 endif
@@ -25,23 +23,11 @@ export OMP_NUM_THREADS ?= 1
 export PYTHONPATH := $(CURDIR)
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-# The first Python that is new enough; 3.11 is the one that made the lock.
-define FIND_PYTHON
-found=; for name in python3.11 python3.12 python3.13 python3 python; do \
-  if $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$name; break; fi; \
-done; \
-if [ -z "$$found" ]; then \
-  echo "error: no Python 3.11 or newer found. Install one (for example python3.11), or name an" >&2; \
-  echo "       environment of your own that holds requirements.lock: make book PY=/path/to/python" >&2; \
-  exit 1; \
-fi
-endef
-
 .PHONY: help book test real lint fix lock serve clean env
 
 help: ## list the targets
 	@echo "usage: make TARGET [PROFILE=smoke|laptop|desk|paper] [JOBS=2]"
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 12
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 book: $(ENV) ## run the chapters and build the HTML book (PROFILE, JOBS)
 	@$(PY) -m book.tools.build --profile $(PROFILE) --jobs $(JOBS)
@@ -70,21 +56,11 @@ serve: ## look at the book that was built last (PORT=8000)
 	@$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
 lock: ## write requirements.lock anew from pyproject.toml
-	@$(FIND_PYTHON); bash book/tools/lock.sh "$$found"
+	@bash book/tools/lock.sh
 
 clean: ## remove what the pipeline made; records, corpora and .venv stay
 	rm -rf _build .snakemake .pytest_cache .ruff_cache .hypothesis
 
-# The stamp holds the lock that was installed: a lock that was only touched costs nothing.
+# The stamp is a copy of the lock that was installed: a lock that was only touched costs nothing.
 .venv/.installed: requirements.lock
-	@if cmp -s requirements.lock $@; then touch $@; exit 0; fi; \
-	if ! .venv/bin/python -c '' 2>/dev/null; then \
-	  $(FIND_PYTHON); \
-	  echo "making .venv with $$($$found --version) (the first time takes some minutes)"; \
-	  $$found -m venv --clear .venv || { \
-	    echo "error: $$found cannot make an environment; install its venv module (python3-venv)" >&2; exit 1; }; \
-	fi; \
-	echo "installing requirements.lock into .venv"; \
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock; \
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
-	cp requirements.lock $@
+	@bash book/tools/env.sh

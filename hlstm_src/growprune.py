@@ -59,8 +59,8 @@ def grow(masks: ConnectionMasks, gradients: dict[str, Tensor], ratio: float, *, 
     A dormant connection wakes if its |gradient| is at or above the `ratio`-quantile of |gradient| over the whole
     matrix, live connections included (`per="global"`: over all matrices together). Of n entries, n - floor(ratio n)
     lie there when no two are equal; a gradient of exactly zero never wakes anything. New weights start at zero, or
-    with `init="gradient"` at -step * gradient; the optimiser begins anew with a matrix that grew. Source: paper, Method (detail
-    unverified). Raises ValueError for a ratio outside [0, 1] or gradients that do not fit the masks.
+    with `init="gradient"` at -step * gradient; the optimiser begins anew with a matrix that grew. Source: paper,
+    Method (detail unverified). Raises ValueError for a ratio outside [0, 1] or gradients that do not fit the masks.
     """
     _check("growth ratio", ratio, per)
     if init not in ("zero", "gradient"):

@@ -99,3 +99,12 @@ def test_continuous_integration_and_the_workflows_call_make(root):
         workflow = yaml.safe_load((root / ".github" / "workflows" / f"{name}.yml").read_text(encoding="utf-8"))
         steps = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
         assert any(command in step for step in steps), name
+
+
+def test_the_example_in_the_readme_runs(root, capsys):
+    text = (root / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    names = {}
+    exec(example, names)
+    assert names["woken"] > 0 and names["slept"] > 0 and 0 < names["masks"].density() < 0.5
+    assert capsys.readouterr().out.split()[0] == str(names["woken"])

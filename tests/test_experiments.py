@@ -1,0 +1,279 @@
+"""Recipes into records: trained once, trained anew when recipe or code changes, and scored again to the last digit."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from hlstm_src import experiments, profiles, records
+from hlstm_src.corpora import CorpusError, SpeechCorpus
+from hlstm_src.deepspeech2 import DeepSpeech2, spectrogram
+from hlstm_src.growprune import Dense, GrowPruneSchedule
+from hlstm_src.masks import save_tensors
+from tests.speech import make_corpus, use_corpus
+
+NAMES = tuple(experiments.CATALOGUE)
+RUNS = [(name, 0) for name in NAMES] + [("ds2-lstm", 1)]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return SpeechCorpus(make_corpus(tmp_path_factory.mktemp("tones")))
+
+
+@pytest.fixture(autouse=True)
+def smoke(monkeypatch, corpus):
+    """The profile smoke on the tones, and long enough to learn some of them."""
+    monkeypatch.setattr(profiles, "PROFILES", dict(profiles.PROFILES))
+    use_corpus(corpus.folder, epochs=8, lr=2e-2, train_epochs=6)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, corpus):
+    """The folder of results in which each experiment has been run once, and one with another seed."""
+    folder = tmp_path_factory.mktemp("made") / "results"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(profiles, "PROFILES", dict(profiles.PROFILES))
+        patch.setenv("HLSTM_RESULTS", str(folder))
+        use_corpus(corpus.folder, epochs=8, lr=2e-2, train_epochs=6)
+        for name, seed in RUNS:
+            experiments.run(name, "smoke", seed, progress=False)
+    return folder
+
+
+@pytest.fixture
+def results(made, tmp_path, monkeypatch):
+    """A copy of those results, which a test may spoil."""
+    shutil.copytree(made, tmp_path / "results")
+    monkeypatch.setenv("HLSTM_RESULTS", str(tmp_path / "results"))
+    return tmp_path / "results"
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """The calls that trained."""
+    calls, train = [], experiments._train
+    monkeypatch.setattr(experiments, "_train", lambda *args: calls.append(args) or train(*args))
+    return calls
+
+
+def run(name="ds2-lstm", seed=0, profile="smoke", **options):
+    return experiments.run(name, profile, seed, progress=False, **options)
+
+
+def plain(record):
+    """What a record says of the run, apart from when and how fast it was."""
+    data = record.model_dump(exclude={"provenance"})
+    for row in data["history"]:
+        del row["seconds"]
+    return data
+
+
+def test_a_run_writes_a_valid_record_and_a_model_and_leaves_nothing_else(results, corpus):
+    names = sorted(path.relative_to(results).as_posix() for path in results.rglob("*") if path.is_file())
+    assert names == sorted(f"local/smoke/{name}/seed{seed}.{end}" for name, seed in RUNS
+                           for end in ("json", "safetensors"))
+    assert {(r.experiment, r.seed) for r in records.find("smoke")} == set(RUNS)
+    for record in records.find("smoke"):
+        model = records.path_of(record.experiment, "smoke", record.seed).with_name(record.model.file)
+        assert record.model.bytes == model.stat().st_size
+        assert record.model.sha256 == hashlib.sha256(model.read_bytes()).hexdigest()
+        assert record.provenance.corpus == "tones" and record.provenance.corpus_sha256 == corpus.sha256
+        assert record.key == experiments.key_of(experiments.recipe(record.experiment, "smoke"), corpus)
+        assert record.recipe == json.loads(json.dumps(asdict(experiments.recipe(record.experiment, "smoke"))))
+        assert [row.epoch for row in record.history] == list(range(8))
+        assert record.provenance.seconds == pytest.approx(sum(row.seconds for row in record.history))
+        assert [s["id"] for s in record.samples] == [u.id for u in corpus.split("test")]
+        assert record.scores["utterances"] == len(record.samples)
+
+
+@pytest.mark.parametrize("name, seed", RUNS)
+def test_the_stored_model_scores_what_the_record_says(results, corpus, name, seed):
+    record = records.read(records.path_of(name, "smoke", seed))
+    rates, heard = experiments.evaluate(records.path_of(name, "smoke", seed).with_suffix(".safetensors"), corpus)
+    assert rates == record.scores and heard == [s["hypothesis"] for s in record.samples]
+    assert any(heard), "it hears nothing, so equal scores say nothing"
+    valid, _ = experiments.evaluate(records.path_of(name, "smoke", seed).with_suffix(".safetensors"), corpus, "valid")
+    assert {k: valid[k] for k in record.valid_scores} == record.valid_scores
+
+
+def test_evaluating_the_first_few_is_evaluating_these(results, corpus):
+    file = records.path_of("ds2-lstm", "smoke", 0).with_suffix(".safetensors")
+    _, heard = experiments.evaluate(file, corpus)
+    rates, few = experiments.evaluate(file, corpus, limit=2)
+    assert few == heard[:2] and rates["utterances"] == 2
+
+
+def test_a_second_call_returns_the_record_and_does_not_train(results, trainings):
+    for name, seed in RUNS:
+        path = records.path_of(name, "smoke", seed)
+        before = path.read_bytes()
+        assert run(name, seed) == records.read(path)
+        assert path.read_bytes() == before
+    assert not trainings
+
+
+def test_the_same_seed_gives_the_same_and_another_seed_something_else(results, trainings):
+    for name in ("ds2-lstm", "ds2-hlstm-gp"):
+        before = records.read(records.path_of(name, "smoke", 0))
+        assert plain(run(name, force=True)) == plain(before)
+    assert len(trainings) == 2
+    one, other = (records.read(records.path_of("ds2-lstm", "smoke", seed)) for seed in (0, 1))
+    assert one.key == other.key and one.model.sha256 != other.model.sha256
+    assert [row.loss for row in one.history] != [row.loss for row in other.history]
+
+
+def test_another_recipe_another_corpus_and_changed_code_train_anew(results, trainings, corpus, tmp_path, monkeypatch):
+    before = run()
+    use_corpus(corpus.folder, epochs=2, lr=2e-2)
+    second = run()
+    assert len(trainings) == 1 and second.key != before.key and len(second.history) == 2
+    assert records.read(records.path_of("ds2-lstm", "smoke", 0)) == second
+
+    code = [shutil.copy(path, tmp_path / path.name) for path in experiments.CODE]
+    monkeypatch.setattr(experiments, "CODE", code)
+    assert run().key == second.key and len(trainings) == 1, "the same code elsewhere is the same code"
+    with open(code[0], "a") as file:
+        file.write("\n# changed\n")
+    third = run()
+    assert len(trainings) == 2 and third.key != second.key
+
+    use_corpus(make_corpus(tmp_path / "others", seed=1), epochs=2, lr=2e-2)
+    assert len(trainings) == 2 and run().key != third.key and len(trainings) == 3
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda record: record.with_suffix(".safetensors").unlink(),
+    lambda record: record.write_text("{"),
+    lambda record: record.write_text(record.read_text().replace('"schema_version": 1', '"schema_version": 0')),
+], ids=["no model", "no JSON", "older schema"])
+def test_scratch_records_that_cannot_be_used_are_made_anew(results, trainings, spoil):
+    path = records.path_of("ds2-lstm", "smoke", 0)
+    before = records.read(path)
+    spoil(path)
+    assert plain(run()) == plain(before)
+    assert len(trainings) == 1 and records.read(path).key == before.key
+
+
+def test_kept_records_are_history_and_made_anew_on_request_only(results, trainings, tmp_path, corpus):
+    use_corpus(corpus.folder, "desk", kept=True, epochs=1)
+    first = run(profile="desk")
+    path = records.path_of("ds2-lstm", "desk", 0)
+    assert path == results / "desk/ds2-lstm/seed0.json" and len(trainings) == 1
+    use_corpus(tmp_path / "nowhere", "desk", kept=True, epochs=2)  # another recipe, and no corpus at all
+    assert run(profile="desk") == first and len(trainings) == 1
+    path.with_suffix(".safetensors").unlink()
+    assert run(profile="desk") == first and len(trainings) == 1
+    use_corpus(corpus.folder, "desk", kept=True, epochs=2)
+    again = run(profile="desk", force=True)
+    assert len(trainings) == 2 and again.key != first.key and records.read(path) == again
+    path.write_text("{")
+    with pytest.raises(records.RecordError, match="seed0.json: cannot be read as JSON"):
+        run(profile="desk")
+    assert path.read_text() == "{" and len(trainings) == 2
+
+
+def test_a_failed_run_leaves_the_old_record_and_a_checkpoint(results, trainings, corpus, monkeypatch):
+    before, path = run(), records.path_of("ds2-lstm", "smoke", 0)
+
+    def fail(*args):
+        raise OSError("the disk is full")
+    with monkeypatch.context() as patch:
+        patch.setattr(experiments, "save_model", fail)
+        with pytest.raises(OSError):
+            run(force=True)
+    assert records.read(path) == before and path.with_suffix(".checkpoint").exists()
+    steps = []
+    monkeypatch.setattr(experiments.Trainer, "_step", lambda *args: steps.append(args))
+    assert plain(run(force=True)) == plain(before) and not steps, "a finished training was not taken up again"
+    assert not path.with_suffix(".checkpoint").exists()
+
+
+def test_growing_and_pruning_leave_a_sparse_model_and_a_record_of_it(results):
+    record = records.read(records.path_of("ds2-hlstm-gp", "smoke", 0))
+    model, masks, about = experiments.load(records.path_of("ds2-hlstm-gp", "smoke", 0).with_suffix(".safetensors"))
+    assert about["experiment"] == "ds2-hlstm-gp" and about["seed"] == 0 and not model.training
+    parameters = dict(model.named_parameters())
+    assert masks.keys() == {name for name in parameters if name.startswith("rnns.") and ".weight_" in name}
+    assert all((parameters[name][~mask] == 0).all() for name, mask in masks.items())
+    live, total = (sum(int(f(m)) for m in masks.values()) for f in (torch.Tensor.sum, torch.Tensor.numel))
+    assert (record.counts.cell.nonzero_params, record.counts.cell.params) == (live, total) and live < total / 2
+    assert record.phases[-1].nonzero == live and record.phases[-1].density == live / total
+    assert record.history[-1].density == live / total and len(record.history[-1].densities) == len(masks)
+    assert [row.phase for row in record.phases] == ["grow", "train", "prune", "final"]
+
+
+def test_dense_records_count_every_weight(results):
+    """One bidirectional layer, 16 wide, behind convolutions of 4 channels: 21 bands * 4 inputs."""
+    weights = {"ds2-lstm": 2 * 4 * 16 * (84 + 16), "ds2-hlstm": 2 * (4 * 16 * (84 + 16) + 4 * 16 * 16)}
+    for name, expected in weights.items():
+        record = records.read(records.path_of(name, "smoke", 0))
+        cell, model = record.counts.cell, record.counts.model
+        assert cell.params == cell.nonzero_params == cell.macs == expected and cell.flops == 2 * expected
+        # 61 bands of the first convolution at 20 ms, 21 of the second, and the letters.
+        assert model.macs == expected + 61 * 4 * 41 * 11 + 21 * 4 * 4 * 21 * 11 + 29 * 16
+        assert not record.phases and record.history[0].density is None
+
+
+def test_log_probabilities_for_a_picture_are_the_models(results, corpus):
+    model, _, _ = experiments.load(records.path_of("ds2-lstm", "smoke", 0).with_suffix(".safetensors"))
+    wave = corpus.audio(corpus.split("test")[0])
+    found = experiments.log_probs(model, wave)
+    with torch.no_grad():
+        expected, lengths = model(*spectrogram(wave[None], torch.tensor([len(wave)])))
+    assert found.shape == (int(lengths[0]), 29) and torch.equal(found, expected[0])
+
+
+@pytest.mark.parametrize("about", [{}, {"model": {"labels": 3, "width": 1}}, {"model": {"labels": 3, "cell": "rnn"}},
+                                   {"model": {"labels": 3, "layers": 1, "hidden": 4, "channels": 2}}])
+def test_files_that_hold_no_model_are_refused_by_name(tmp_path, about):
+    file = tmp_path / "other.safetensors"
+    save_tensors(file, {"a": torch.zeros(2)}, about)
+    with pytest.raises(ValueError, match="other.safetensors: "):
+        experiments.load(file)
+
+
+def test_unknown_names_are_refused_with_the_choices():
+    with pytest.raises(ValueError, match="'ds3': choose one of ds2-lstm, ds2-hlstm, ds2-hlstm-gp"):
+        experiments.run("ds3", "smoke")
+    with pytest.raises(ValueError, match="'huge': choose one of smoke, laptop, desk, paper"):
+        experiments.run("ds2-lstm", "huge")
+
+
+def test_a_missing_corpus_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("HLSTM_RESULTS", str(tmp_path / "results"))
+    use_corpus(tmp_path / "nowhere")
+    with pytest.raises(CorpusError, match="nowhere/corpus.json: no such file"):
+        run()
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("profile", ["smoke", "laptop", "desk", "paper"])
+def test_every_recipe_can_be_built_and_takes_as_many_epochs_as_the_others(profile, monkeypatch):
+    monkeypatch.undo()                                             # the profiles as they are
+    lengths = set()
+    for name in NAMES:
+        made = experiments.recipe(name, profile)
+        with torch.device("meta"):
+            DeepSpeech2(**made.model)
+        schedule = (Dense if "epochs" in made.schedule else GrowPruneSchedule)(**made.schedule)
+        lengths.add(schedule.epochs_left)
+        assert (made.seed_density is None) == isinstance(schedule, Dense)
+    assert lengths == {profiles.PROFILES[profile].speech.epochs}
+    assert profiles.PROFILES[profile].kept == (profile in ("desk", "paper"))
+
+
+def test_no_two_recipes_share_a_key(corpus, monkeypatch):
+    monkeypatch.undo()
+    keys = {experiments.key_of(experiments.recipe(name, profile), corpus) for name in NAMES
+            for profile in profiles.PROFILES}
+    assert len(keys) == len(NAMES) * len(profiles.PROFILES)
+
+
+def test_the_paper_profile_is_the_papers_size():
+    models = {name: experiments.recipe(name, "paper").model for name in NAMES}
+    assert {m["hidden"] for m in models.values()} == {800} and {m["channels"] for m in models.values()} == {32}
+    assert [models[name]["layers"] for name in NAMES] == [5, 3, 3]

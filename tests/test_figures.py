@@ -1,0 +1,244 @@
+"""Figures: drawn from the smallest runs and from long ones, nothing cut off, nothing invented."""
+
+import base64
+import io
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
+
+from hlstm_src import figures, scores
+from hlstm_src.corpora import ALPHABET, BLANK, LABELS, SpeechCorpus
+from hlstm_src.deepspeech2 import BINS, HOP, SAMPLE_RATE, WINDOW, spectrogram
+from hlstm_src.profiles import MINI_SPEECH, ROOT
+from hlstm_src.records import RunRecord
+
+# (phase, density, WER) by epoch, and the events between them, as a run writes them.
+SMOKE = [("grow", 0.5, 130.0), ("train", 0.6, 120.0), ("prune", 0.3, 101.0), ("final", 0.3, 100.0)]
+LONG = ([("grow", 0.5 + 0.05 * k, 100.0 - k) for k in range(4)] + [("train", 0.7, 60.0 - 2 * k) for k in range(18)]
+        + [("prune", 0.7 * 0.6 ** (1 + k // 4), 25.0 + k / 4) for k in range(24)] + [("final", 0.033, 24.5)] * 6)
+
+
+def record(epochs, masks=True, events=True) -> RunRecord:
+    """A run of these epochs; an event closes each growing epoch and each stretch of the others."""
+    history, phases = [], []
+    for k, (phase, density, wer) in enumerate(epochs):
+        row = {"epoch": k, "phase": phase if masks else "dense", "loss": 3 / (1 + k), "lr": 1e-3, "seconds": 1.0,
+               "scores": {"wer": wer, "cer": wer / 2}}
+        more = {"density": density, "densities": {"ih": density * 0.9, "hh": density}} if masks else {}
+        history.append(row | more)
+        ends = k + 1 == len(epochs) or phase == "grow" or epochs[k + 1][:2] != (phase, density)
+        if masks and events and ends:
+            phases.append({"phase": phase, "epoch": k, "density": density, "nonzero": 1, "scores": row["scores"],
+                           "kept": wer <= 30 or phase != "prune"})
+    counts = dict.fromkeys(("params", "nonzero_params", "macs", "nonzero_macs", "flops", "nonzero_flops"), 1)
+    when = "2026-01-31T12:00:00+00:00"
+    return RunRecord.model_validate({
+        "experiment": "ds2-hlstm-gp", "profile": "smoke", "seed": 0, "title": "A run", "key": "0" * 64,
+        "recipe": {"schedule": {"tolerance": 2}}, "history": history, "phases": phases, "scores": {"wer": 20.0},
+        "normalisation": "upper case", "counts": {"cell": counts, "model": counts},
+        "provenance": {"commit": "unknown", "dirty": False, "lock_sha256": "2" * 64, "versions": {}, "corpus": "an4",
+                       "corpus_sha256": "3" * 64, "cpu": "A CPU", "gpu": None, "cores": 2, "threads": 1,
+                       "started": when, "ended": when, "seconds": 9.0, "command": "run"}})
+
+
+def drawn(picture: figures.Picture) -> figures.Picture:
+    """Draws it, checks that nothing reaches beyond its edges, and hands it back."""
+    assert isinstance(picture, figures.Picture) and picture.alt
+    canvas = FigureCanvasAgg(picture)
+    canvas.draw()
+    box, (width, height) = picture.get_tightbbox(canvas.get_renderer()), picture.get_size_inches()
+    assert width == figures.WIDTH
+    assert box.x0 > -0.02 and box.y0 > -0.02 and box.x1 < width + 0.02 and box.y1 < height + 0.02
+    return picture
+
+
+def texts(picture) -> str:
+    return "\n".join(t.get_text() for t in picture.findobj(matplotlib.text.Text))
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return SpeechCorpus(ROOT / MINI_SPEECH)
+
+
+@pytest.fixture(scope="module")
+def sound(corpus):
+    """An utterance with its wave (N) and spectrogram (161, T)."""
+    u = corpus.split("test")[0]
+    wave = corpus.audio(u)
+    return u, wave, spectrogram(wave[None], torch.tensor([len(wave)]))[0][0]
+
+
+def test_a_picture_shows_itself_with_words_for_those_who_cannot_see_it(sound):
+    picture = figures.spectrogram(sound[2], sound[0].seconds, 'A "B" <C')
+    shown = picture._repr_mimebundle_()
+    image = Image.open(io.BytesIO(base64.b64decode(shown["image/png"])))
+    assert image.format == "PNG" and image.width > 100 * figures.WIDTH
+    assert shown["image/png"] in shown["text/html"] and "&lt;C" in shown["text/html"] and "<C" not in shown["text/html"]
+    assert shown["text/plain"] == picture.alt
+
+
+def test_drawing_leaves_no_trace(sound):
+    import matplotlib.pyplot as plt
+    before = dict(matplotlib.rcParams)
+    with matplotlib.rc_context({"font.size": 31}):
+        assert figures.spectrogram(sound[2], 1.0, "A").axes[0].title.get_size() < 15     # not the caller's style
+        assert matplotlib.rcParams["font.size"] == 31
+    assert dict(matplotlib.rcParams) == before and not plt.get_fignums()
+
+
+def test_sound_and_spectrogram_share_their_time(sound):
+    u, wave, spec = sound
+    top, low, _ = drawn(figures.wave_and_spectrogram(wave, spec, u.transcript)).axes
+    assert top.get_xlim() == low.get_xlim() == (0, len(wave) / SAMPLE_RATE)
+    left, right, bottom, above = low.images[0].get_extent()
+    # Each frame is painted around the middle of its window, each bin around its frequency.
+    assert (right - left) / spec.shape[1] == pytest.approx(HOP / SAMPLE_RATE)
+    assert left + HOP / SAMPLE_RATE / 2 == pytest.approx(WINDOW / SAMPLE_RATE / 2)
+    assert (bottom + above) / 2 * 1000 == pytest.approx(SAMPLE_RATE / 4)
+
+
+@pytest.mark.parametrize("frames", [1, 7])
+def test_the_shortest_sounds_can_be_drawn(frames):
+    drawn(figures.spectrogram(np.zeros((BINS, frames)), 0.0, "A"))
+    drawn(figures.wave_and_spectrogram(np.zeros(WINDOW + HOP * (frames - 1)), np.zeros((BINS, frames))))
+
+
+def test_the_corpus_overview_counts_what_is_in_the_corpus(corpus):
+    picture = drawn(figures.corpus_overview(corpus))
+    top, low = picture.axes
+    for line, split in zip(top.lines, ("train", "valid", "test")):
+        assert sum(line.get_ydata()) == pytest.approx(100)
+        assert f"{split} ({len(corpus.split(split))})" in texts(picture)
+    said = "".join(u.transcript for u in corpus.split("train"))
+    heights = {label.get_text(): bar.get_height() for label, bar in zip(low.get_xticklabels(), low.patches)}
+    assert sum(heights.values()) == pytest.approx(100)
+    assert heights["␣"] == pytest.approx(100 * said.count(" ") / len(said))
+
+
+@pytest.mark.parametrize("epochs", [SMOKE[:1], SMOKE[:2], SMOKE, LONG], ids=["one", "two", "smoke", "long"])
+def test_learning_curves_show_every_epoch(epochs):
+    runs = {"dense": record(epochs, masks=False), "grown and pruned": record(epochs)}
+    top, low = drawn(figures.learning_curves(runs)).axes
+    for line, run in zip(low.lines, runs.values()):
+        assert list(line.get_ydata()) == [row.scores["wer"] for row in run.history]
+        assert list(line.get_xdata()) == [row.epoch + 1 for row in run.history]
+    assert list(top.lines[0].get_ydata()) == [row.loss for row in runs["dense"].history]
+
+
+def test_learning_curves_name_the_phases_and_say_what_is_cut_off():
+    picture = figures.learning_curves({"H-LSTM": record(SMOKE)})
+    assert picture.axes[1].get_ylim()[1] == pytest.approx(104) and "above 100 %" in texts(picture)
+    names = [a.get_text() for a in picture.axes[0].texts]
+    assert len(names) == 4 and all(a.startswith(b[:4]) for a, b in zip(names, ("growth", "training", "prune")))
+    calm = figures.learning_curves({"H-LSTM": record(LONG[4:])})
+    assert calm.axes[1].get_ylim()[1] < 100 and "above 100 %" not in texts(calm)
+    worst = figures.learning_curves({"H-LSTM": record(SMOKE[:3])})         # nothing would be left of it
+    assert worst.axes[1].get_ylim()[1] > 130 and "above 100 %" not in texts(worst)
+    with pytest.raises(ValueError, match="at least one"):
+        figures.learning_curves({})
+
+
+@pytest.mark.parametrize("epochs", [SMOKE, LONG], ids=["smoke", "long"])
+def test_phase_names_do_not_touch(epochs):
+    picture = drawn(figures.density_over_time(record(epochs)))
+    boxes = [a.get_window_extent() for a in picture.axes[0].texts]
+    assert all(a.x1 <= b.x0 for a, b in zip(boxes, boxes[1:]))
+
+
+@pytest.mark.parametrize("epochs", [SMOKE, LONG], ids=["smoke", "long"])
+def test_the_flow_has_a_bar_for_the_seed_and_one_for_each_event(epochs):
+    run = record(epochs)
+    picture = drawn(figures.gp_flow(run))
+    bars = picture.axes[0].patches
+    assert [bar.get_height() for bar in bars] == pytest.approx(
+        [100 * run.history[0].density, *(100 * event.density for event in run.phases)])
+    assert [bool(bar.get_hatch()) for bar in bars] == [False, *(not event.kept for event in run.phases)]
+    written = [a.get_text() for a in picture.axes[1].texts]
+    assert written == [f"{event.scores['wer']:.1f}" for event in run.phases]
+
+
+def test_densities_hold_through_their_epochs():
+    run = record(LONG)
+    whole = figures.density_over_time(run).axes[0].patches[-5]             # behind it come the shaded phases
+    values, edges, _ = whole.get_data()
+    assert list(values) == pytest.approx([100 * row.density for row in run.history])
+    assert list(edges) == list(range(len(LONG) + 1))
+
+
+def test_a_dense_run_has_no_growth_to_show():
+    for draw in (figures.density_over_time, figures.gp_flow):
+        with pytest.raises(ValueError, match="ds2-hlstm-gp"):
+            draw(record(SMOKE, masks=False))
+    with pytest.raises(ValueError, match="no growth or pruning"):
+        figures.gp_flow(record(SMOKE[:2], events=False))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, len(ALPHABET) - 1), min_size=1, max_size=30), st.randoms(use_true_random=False))
+def test_the_labelled_peaks_are_what_greedy_decoding_reads(best, random):
+    log_probs = torch.tensor([[random.uniform(-9, -1) for _ in ALPHABET] for _ in best])
+    log_probs[range(len(best)), best] = torch.tensor([random.uniform(-0.5, 0) for _ in best])
+    peaks = figures._peaks(log_probs.numpy())
+    read = scores.normalise("".join(ALPHABET[label] for _, label in peaks))
+    assert [read] == scores.greedy(log_probs[None], torch.tensor([len(best)]))
+    assert all(best[frame] == label != BLANK for frame, label in peaks)
+
+
+@pytest.mark.parametrize("text", ["", "O O", "SEPTEMBER TWENTY FOURTH NINETEEN SEVENTY"])
+def test_an_alignment_writes_each_letter_at_its_time(sound, text):
+    spec = np.random.default_rng(0).normal(size=(BINS, 2 * max(len(text), 5) + 20))
+    log_probs = torch.full((spec.shape[1] // 2, len(ALPHABET)), -6.0)
+    log_probs[:, BLANK] = 3
+    for k, letter in enumerate(text):
+        log_probs[5 + k, LABELS[letter]] = 9
+    picture = drawn(figures.alignment(log_probs.log_softmax(-1), spec, "SAID"))
+    low = picture.axes[1]
+    assert "".join(a.get_text() for a in low.texts) == text.replace(" ", "␣").replace("EE", "E")
+    times = [a.xy[0] for a in low.texts]
+    assert times == sorted(times) and all(0 < t < low.get_xlim()[1] for t in times)
+    assert ("(nothing)" in texts(picture)) == (not text)
+    boxes = [a.get_window_extent() for a in low.texts]
+    assert not any(a.overlaps(b) for a, b in zip(boxes, boxes[1:]))
+
+
+@given(st.integers(1, 130), st.integers(1, 130), st.integers(0, 9))
+def test_blocks_keep_the_share_of_live_connections(rows, columns, seed):
+    mask = np.random.default_rng(seed).random((rows, columns)) < 0.3
+    blocks = figures._blocks(mask)
+    assert blocks.shape == (min(rows, 40), min(columns, 40)) and blocks.min() >= 0 and blocks.max() <= 1
+    sizes = [np.diff(np.linspace(0, n, min(n, 40) + 1).astype(int)) for n in mask.shape]
+    assert (blocks * np.outer(*sizes)).sum() == pytest.approx(mask.sum())
+
+
+def test_connection_maps_stand_in_the_order_of_the_gates():
+    mask = torch.zeros(4 * 64, 100, dtype=torch.bool)
+    mask[128:192] = True                                                   # all of gate g, nothing else
+    picture = drawn(figures.connection_maps({"weight_hh": mask, "weight_ih": ~mask}))
+    maps = [ax for part in picture.subfigs for ax in part.axes if ax.images]
+    shares = [float(ax.images[0].get_array().mean()) for ax in maps]
+    assert [ax.get_title() for ax in maps][:4] == ["gate i", "gate f", "gate g", "gate o"]
+    assert shares == [0, 0, 100, 0, 100, 100, 0, 100]
+    assert "weight_hh: 25.0 % of 25,600 alive" in texts(picture)
+    drawn(figures.connection_maps({"nothing alive": np.zeros((8, 3), bool)}))
+    for wrong in ({}, {"w": np.zeros((6, 3), bool)}, {"w": np.zeros(8, bool)}):
+        with pytest.raises(ValueError):
+            figures.connection_maps(wrong)
+
+
+def test_letter_errors_are_counted_by_kind():
+    samples = [{"reference": "A B", "hypothesis": "A P"}, {"reference": "GO", "hypothesis": "G"},
+               {"reference": "NO", "hypothesis": "NOS"}, {"reference": "B", "hypothesis": "P"},
+               {"reference": "YES", "hypothesis": ""}]
+    ax = drawn(figures.letter_confusions(samples)).axes[0]
+    counted = {label.get_text(): bar.get_width() for bar in ax.patches
+               for label, y in zip(ax.get_yticklabels(), ax.get_yticks()) if abs(bar.get_y() + 0.4 - y) < 0.1}
+    assert counted == {"B → P": 2, "O → –": 1, "– → S": 1, "Y → –": 1, "E → –": 1, "S → –": 1}
+    assert "7 letter errors in 5 utterances" in ax.get_xlabel()
+    drawn(figures.letter_confusions([{"reference": "A", "hypothesis": "A"}]))

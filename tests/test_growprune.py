@@ -1,0 +1,449 @@
+"""Growth, pruning and their schedule, held against plain loops over lists and against scripted scores."""
+
+import copy
+import json
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hlstm_src import ConnectionMasks, GrowPruneSchedule, grow, prune
+from hlstm_src.growprune import STRUCTURES, Dense, Gradients
+
+SHAPES = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 7)), min_size=1, max_size=3)
+RATIOS = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.25, 0.5, 0.75, 0.8, 1.0]))
+
+
+def matrices(shapes, density, seed) -> tuple[ConnectionMasks, dict[str, torch.Tensor]]:
+    """Masked matrices whose weights and gradients are few eighths, so that many are equal and many zero."""
+    generator = torch.Generator().manual_seed(seed)
+    module = nn.ParameterDict({f"m{k}": nn.Parameter(torch.randint(-4, 5, shape, generator=generator) / 8)
+                               for k, shape in enumerate(shapes)}).double()
+    gradients = {name: torch.randint(-3, 4, p.shape, generator=generator) / 8
+                 for name, p in module.named_parameters()}
+    return ConnectionMasks(module, density=density, generator=generator), gradients
+
+
+def lists(masks: ConnectionMasks) -> dict[str, list[list[bool]]]:
+    return {name: mask.tolist() for name, mask in masks.masks.items()}
+
+
+def groups(names, per) -> list[list[str]]:
+    return [[name] for name in names] if per == "matrix" else [list(names)]
+
+
+def cells(table) -> list[tuple[int, int]]:
+    return [(i, j) for i in range(len(table)) for j in range(len(table[0]))]
+
+
+# Growth -----------------------------------------------------------------------------------------------------
+
+@settings(max_examples=200, deadline=None)
+@given(SHAPES, st.floats(0.05, 1), RATIOS, st.sampled_from(["matrix", "global"]), st.integers(0, 10**6))
+def test_growth_wakes_who_a_plain_loop_would_wake(shapes, density, ratio, per, seed):
+    masks, gradients = matrices(shapes, density, seed)
+    expected, woken = lists(masks), 0
+    for names in groups(expected, per):
+        ranked = sorted(abs(g) for name in names for row in gradients[name].tolist() for g in row)
+        below = math.floor(ratio * len(ranked))
+        for name in names:
+            for i, j in cells(expected[name]):
+                g = abs(gradients[name][i, j].item())
+                if below < len(ranked) and g >= ranked[below] and g > 0 and not expected[name][i][j]:
+                    expected[name][i][j] = True
+                    woken += 1
+    weights = {name: p.detach().clone() for name, p in masks.parameters.items()}
+    assert grow(masks, gradients, ratio, per=per) == woken
+    assert lists(masks) == expected
+    assert all(p.equal(weights[name]) for name, p in masks.parameters.items())        # they wake at zero
+
+
+def test_without_ties_growth_wakes_the_share_above_the_quantile():
+    masks, _ = matrices([(10, 10)], 0.2, seed=0)
+    masks.masks["m0"].zero_()
+    gradient = (1 + torch.randperm(100).view(10, 10)) * torch.tensor([1.0, -1.0]).repeat(5)
+    assert grow(masks, {"m0": gradient}, 0.83) == 17 == masks.count()[0]
+    assert (gradient.abs() >= gradient.abs().flatten().sort().values[83]).equal(masks.masks["m0"])
+
+
+def test_growth_can_start_a_weight_down_its_gradient():
+    masks, gradients = matrices([(6, 7), (3, 5)], 0.4, seed=1)
+    before, weights = lists(masks), {name: p.detach().clone() for name, p in masks.parameters.items()}
+    assert grow(masks, gradients, 0.3, init="gradient", step=0.5) > 0
+    for name, p in masks.parameters.items():
+        woken = masks.masks[name] & ~torch.tensor(before[name])
+        assert woken.any() and p.equal(torch.where(woken, -0.5 * gradients[name].double(), weights[name]))
+
+
+@pytest.mark.parametrize("init", ["zero", "gradient"])
+def test_growth_may_be_given_the_gradients_where_they_lie(init):
+    masks, gradients = matrices([(6, 7)], 0.4, seed=1)
+    twin, _ = matrices([(6, 7)], 0.4, seed=1)
+    for name, p in masks.parameters.items():
+        p.grad = gradients[name].double()
+    where = {name: p.grad for name, p in masks.parameters.items()}
+    assert grow(masks, where, 0.5, init=init, per="global", step=0.5) > 0
+    grow(twin, gradients, 0.5, init=init, per="global", step=0.5)
+    assert lists(masks) == lists(twin) and masks.parameters["m0"].equal(twin.parameters["m0"])
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_gradients_add_up_over_batches_dormant_connections_included(absolute):
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 3)
+    masks, gradients, total = ConnectionMasks(layer, density=0.5), Gradients(absolute), torch.zeros(3, 4)
+    gradients.collect(masks)                                            # no gradients yet
+    assert gradients.sums == {}
+    for _ in range(3):
+        layer.zero_grad()
+        layer(torch.randn(5, 4)).sin().sum().backward()
+        total += layer.weight.grad.abs() if absolute else layer.weight.grad
+        gradients.collect(masks)
+        masks.mask_gradients_()
+    torch.testing.assert_close(gradients.sums, {"weight": total})
+    assert (gradients.sums["weight"][~masks.masks["weight"]] != 0).all()
+    gradients.clear()
+    assert gradients.sums == {}
+
+
+# Pruning ----------------------------------------------------------------------------------------------------
+
+def asleep_after(masks, ratio, per, structure) -> dict[str, list[list[bool]]]:
+    """The masks after pruning, by plain loops over units: the smallest go, as many as come nearest to the share."""
+    left = lists(masks)
+    weights = {name: p.abs().tolist() for name, p in masks.parameters.items()}
+    for names in groups(left, per):
+        units = []                                                      # (score, place in line, live connections)
+        for place, name in enumerate(names):
+            rows, columns = len(left[name]), len(left[name][0])
+
+            def w(i, j, name=name):
+                return Fraction(weights[name][i][j]) if left[name][i][j] else Fraction(0)
+            if structure is None:
+                found = [[(i, j)] for i, j in cells(left[name])]
+            elif structure == "row":
+                found = [[(i, j) for j in range(columns)] for i in range(rows)]
+            elif structure == "block16":
+                found = [[(i, j) for i in range(top, min(top + 16, rows))] for top in range(0, rows, 16)
+                         for j in range(columns)]
+            else:
+                panels = [[(i, j) for j in range(start, min(start + 32, columns)) if left[name][i][j]]
+                          for i in range(rows) for start in range(0, columns, 32)]
+                panels = [sorted(panel, key=lambda ij: (w(*ij), ij)) for panel in panels]
+                found = [[panel[-k] for panel in panels if len(panel) >= k] for k in range(32, 0, -1)]
+            for k, unit in enumerate(found):
+                score = sum(w(i, j) ** 2 for i, j in unit) if structure == "row" else sum(w(i, j) for i, j in unit)
+                score = score / len(unit) if structure == "block16" else score
+                score = score / len(panels) if structure == "balanced" else score
+                units.append((score, place, k, [(name, i, j) for i, j in unit if left[name][i][j]]))
+        units.sort(key=lambda unit: unit[:3])
+        target, gone = round(ratio * sum(len(live) for *_, live in units)), 0
+        nearest, n, best = abs(target), 0, 0
+        for n, (*_, live) in enumerate(units, 1):
+            gone += len(live)
+            if abs(gone - target) < nearest:
+                nearest, best = abs(gone - target), n
+        for *_, live in units[:best]:
+            for name, i, j in live:
+                left[name][i][j] = False
+    return left
+
+
+def check_pruning(masks, ratio, per, structure):
+    expected = asleep_after(masks, ratio, per, structure)
+    before, weights = masks.count()[0], {name: p.detach().clone() for name, p in masks.parameters.items()}
+    for p in masks.parameters.values():
+        p.grad = torch.ones_like(p)
+    assert prune(masks, ratio, per=per, structure=structure) == before - masks.count()[0]
+    assert lists(masks) == expected
+    for name, p in masks.parameters.items():
+        assert p.equal(weights[name] * masks.masks[name]) and p.grad.equal(masks.masks[name].to(p))
+
+
+@settings(max_examples=200, deadline=None)
+@given(SHAPES, st.floats(0.05, 1), RATIOS, st.sampled_from(["matrix", "global"]), st.integers(0, 10**6))
+def test_pruning_is_that_of_a_plain_loop(shapes, density, ratio, per, seed):
+    masks, _ = matrices(shapes, density, seed)
+    live = {name: int(mask.sum()) for name, mask in masks.masks.items()}
+    check_pruning(masks, ratio, per, None)
+    if per == "matrix":                                                 # exactly the share of every matrix
+        assert all(live[name] - int(mask.sum()) == round(ratio * live[name]) for name, mask in masks.masks.items())
+    else:
+        assert sum(live.values()) - masks.count()[0] == round(ratio * sum(live.values()))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 37), st.integers(1, 4)), min_size=1, max_size=2), st.floats(0.05, 1), RATIOS,
+       st.sampled_from(["matrix", "global"]), st.sampled_from(["block16", "row"]), st.integers(0, 10**6))
+def test_blocks_and_rows_go_as_a_whole(shapes, density, ratio, per, structure, seed):
+    masks, _ = matrices(shapes, density, seed)
+    before = lists(masks)
+    check_pruning(masks, ratio, per, structure)
+    height = 16 if structure == "block16" else 1
+    for name, mask in masks.masks.items():
+        parts = zip(mask.split(height), torch.tensor(before[name]).split(height))
+        for now, then in parts:
+            dim = 0 if structure == "block16" else 1
+            assert ((now == then).all(dim) | ~now.any(dim)).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 70)), min_size=1, max_size=2), st.floats(0.05, 1), RATIOS,
+       st.sampled_from(["matrix", "global"]), st.integers(0, 10**6))
+def test_balanced_pruning_leaves_equal_numbers(shapes, density, ratio, per, seed):
+    masks, _ = matrices(shapes, density, seed)
+    before = {name: mask.clone() for name, mask in masks.masks.items()}
+    check_pruning(masks, ratio, per, "balanced")
+    for name, mask in masks.masks.items():
+        now, then = (torch.stack([panel.sum(1) for panel in m.split(32, dim=1)]) for m in (mask, before[name]))
+        if not now.equal(then):
+            assert now.equal(then.clamp(max=int(now.max())))            # the same number, unless it had fewer
+
+
+def test_structures_on_a_dense_convolution_reach_the_share():
+    """Weights of three and more dimensions are seen as (rows, the rest)."""
+    torch.manual_seed(0)
+    for structure in STRUCTURES:
+        masks = ConnectionMasks(nn.Conv2d(4, 32, (4, 4)))
+        slept = prune(masks, 0.5, structure=structure)
+        assert slept == 32 * 64 // 2 and masks.masks["weight"].shape == (32, 4, 4, 4)
+        live = masks.masks["weight"].flatten(1)
+        if structure == "balanced":
+            assert (live.view(32, 2, 32).sum(2) == 16).all()
+        if structure == "block16":
+            assert live.view(2, 16, 64).sum(1).unique().tolist() == [0, 16]
+        if structure == "row":
+            assert live.sum(1).unique().tolist() == [0, 64]
+        assert prune(masks, 1, structure=structure) == 32 * 64 // 2 and masks.count()[0] == 0
+        assert prune(masks, 0.5, structure=structure) == 0              # nobody left to send to sleep
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda m, g: grow(m, g, 1.1), "growth ratio 1.1"), (lambda m, g: grow(m, g, float("nan")), "growth ratio nan"),
+    (lambda m, g: grow(m, g, 0.5, per="row"), "per='row'.*'matrix' or 'global'"),
+    (lambda m, g: grow(m, g, 0.5, init="random"), "init='random'"),
+    (lambda m, g: grow(m, {}, 0.5), r"\(2, 3\) for m0"),
+    (lambda m, g: grow(m, {"m0": torch.zeros(3, 2)}, 0.5), r"\(2, 3\) for m0"),
+    (lambda m, g: prune(m, -0.1), "pruning ratio -0.1"), (lambda m, g: prune(m, 0.5, per="all"), "per='all'"),
+    (lambda m, g: prune(m, 0.5, structure="block4"), "structure='block4'.*'block16', 'balanced' or 'row'")])
+def test_bad_arguments_are_refused_by_name_and_change_nothing(call, words):
+    masks, gradients = matrices([(2, 3)], 0.5, seed=0)
+    before = lists(masks)
+    with pytest.raises(ValueError, match=words):
+        call(masks, gradients)
+    assert lists(masks) == before
+
+
+# The schedule -----------------------------------------------------------------------------------------------
+
+class Run:
+    """A training loop with scripted scores: each epoch moves every live weight and the running mean."""
+
+    def __init__(self, schedule, scores=(), density=0.5):
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 5))
+        self.masks = ConnectionMasks(self.model, density=density, generator=torch.Generator().manual_seed(0))
+        self.schedule, self.gradients, self.scores = schedule, Gradients(), list(scores)
+        self.epoch, self.events, self.phases, self.states = 0, [], [], []
+
+    def state(self) -> dict:
+        return {"model": copy.deepcopy(self.model.state_dict()), "masks": copy.deepcopy(self.masks.masks)}
+
+    def step(self):
+        generator = torch.Generator().manual_seed(self.epoch)
+        for p in self.model.parameters():
+            p.grad = torch.randn(p.shape, generator=generator)
+        if self.schedule.growing:
+            self.gradients.collect(self.masks)
+        self.masks.mask_gradients_()
+        with torch.no_grad():
+            for p in self.model.parameters():
+                p -= 0.1 * p.grad
+            self.model[1].running_mean += 1
+        self.phases.append((self.schedule.phase, self.schedule.at, self.schedule.length))
+        self.states.append(self.state())
+        self.events.append(self.schedule.end_epoch(self.masks, self.gradients, self.scores[self.epoch]))
+        self.epoch += 1
+
+    def finish(self) -> "Run":
+        while not self.schedule.done:
+            self.step()
+        return self
+
+    def happened(self) -> list[tuple]:
+        return [(e.phase, e.kept) if e else None for e in self.events]
+
+
+def same(a: dict, b: dict) -> bool:
+    return all(x.equal(b[part][name]) for part in a for name, x in a[part].items())
+
+
+STORY = dict(train_epochs=3, growth_epochs=2, growth_ratio=0.6, prune_ratio=0.25, retrain_epochs=2, rounds=5,
+             tolerance=1, final_epochs=2)
+# The floor is 10 + 1; scores in the middle of a stretch decide nothing.
+SCORES = [30, 20, 10, 99, 10.5, 99, 11, 8, 11.5, 99, 10.9]
+LIVE_SEED = 44                                                          # half of 8*6 + 5*8
+
+
+def test_the_whole_story():
+    run = Run(GrowPruneSchedule(**STORY), SCORES).finish()
+    assert run.happened() == [("grow", True), ("grow", True), ("train", True), None, ("prune", True), None,
+                              ("prune", True), None, ("prune", False), None, ("final", True)]
+    assert run.phases == [("grow", 0, 3), ("grow", 1, 3), ("train", 2, 3), *[("prune", k, 2) for k in (0, 1)] * 3,
+                          ("final", 0, 2), ("final", 1, 2)]
+    events = [e for e in run.events if e]
+    live = [e.nonzero for e in events]
+    assert LIVE_SEED < live[0] < live[1] == live[2] and all(e.density == e.nonzero / 88 for e in events)
+    first = live[2]                                                     # each matrix loses a quarter in each round
+    assert abs(live[3] - first * 0.75) <= 1 and abs(live[4] - first * 0.75 ** 2) <= 2 > abs(live[5] - first * 0.42)
+    assert live[6] == live[4] and run.masks.count() == (live[4], 88)
+    assert "worse than the floor" in events[5].note and "woken" in events[0].note
+
+
+def test_after_a_broken_floor_the_last_good_network_comes_back_exactly():
+    run = Run(GrowPruneSchedule(**STORY), SCORES)
+    for _ in range(9):
+        run.step()
+    assert run.schedule.phase == "final" and not same(run.state(), run.states[8])
+    assert same(run.state(), run.states[6])                             # as it was scored at the end of round 2
+    assert run.model[1].running_mean[0] == 7                            # buffers too
+    for name, p in run.masks.parameters.items():
+        assert (p[~run.masks.masks[name]] == 0).all() and (p.grad[~run.masks.masks[name]] == 0).all()
+    run.finish()
+    assert same(run.state(), run.states[10])                            # the last stretch made it better: kept
+
+
+@pytest.mark.parametrize("last, kept", [(10.9, True), (11, True), (11.1, False), (float("nan"), False)])
+def test_a_last_stretch_that_made_it_worse_is_undone(last, kept):
+    run = Run(GrowPruneSchedule(**STORY), SCORES[:-1] + [last]).finish()
+    assert run.happened()[-1] == ("final", kept) and same(run.state(), run.states[10 if kept else 6])
+
+
+def test_a_first_round_that_breaks_the_floor_leaves_the_network_before_pruning():
+    run = Run(GrowPruneSchedule(**STORY | dict(final_epochs=0)), [30, 20, 10, 99, 11.01]).finish()
+    assert run.happened()[-1] == ("prune", False) and run.epoch == 5 and same(run.state(), run.states[2])
+
+
+def test_a_score_that_is_no_number_breaks_the_floor():
+    run = Run(GrowPruneSchedule(**STORY | dict(final_epochs=0)), [30, 20, 10, 99, float("nan")]).finish()
+    assert run.happened()[-1] == ("prune", False) and same(run.state(), run.states[2])
+
+
+@pytest.mark.parametrize("final", [0, 2])
+def test_if_every_round_is_good_all_are_kept(final):
+    run = Run(GrowPruneSchedule(**STORY | dict(final_epochs=final)), [10] * 15).finish()
+    assert run.happened()[4:13:2] == [("prune", True)] * 5 and run.epoch == 13 + final
+    assert same(run.state(), run.states[-1]) and run.happened()[-1] == ("final" if final else "prune", True)
+    assert abs(run.masks.count()[0] - run.events[2].nonzero * 0.75 ** 5) <= 4
+    assert [e.nonzero for e in run.events[4:13:2]] == [int(sum(m.sum() for m in run.states[k]["masks"].values()))
+                                                       for k in range(4, 13, 2)]
+
+
+def test_for_higher_scores_everything_is_mirrored():
+    lower = Run(GrowPruneSchedule(**STORY), SCORES).finish()
+    higher = Run(GrowPruneSchedule(**STORY, lower_is_better=False), [-s for s in SCORES]).finish()
+    assert higher.happened() == lower.happened() and same(higher.state(), lower.state())
+    assert [e.nonzero for e in higher.events if e] == [e.nonzero for e in lower.events if e]
+
+
+def test_without_growth_it_starts_with_training():
+    schedule = GrowPruneSchedule(**STORY | dict(growth_epochs=0))
+    assert schedule.phase == "train" and not schedule.growing
+    run = Run(schedule, SCORES).finish()
+    assert run.happened()[:3] == [None, None, ("train", True)] and run.events[2].nonzero == LIVE_SEED
+    assert all(phase != "grow" for phase, _, _ in run.phases)
+
+
+def test_growth_may_last_to_the_first_pruning():
+    run = Run(GrowPruneSchedule(**STORY | dict(growth_epochs=3)), SCORES).finish()
+    assert run.happened()[:5] == [("grow", True), ("grow", True), ("train", True), None, ("prune", True)]
+    assert run.events[2].nonzero > run.events[1].nonzero and "woken" in run.events[2].note
+
+
+def test_without_rounds_it_ends_after_training_or_the_last_stretch():
+    assert Run(GrowPruneSchedule(**STORY | dict(rounds=0, final_epochs=0)), SCORES).finish().epoch == 3
+    run = Run(GrowPruneSchedule(**STORY | dict(rounds=0)), [30, 20, 10, 99, 11]).finish()
+    assert run.happened()[-1] == ("final", False) and same(run.state(), run.states[2])
+
+
+@pytest.mark.parametrize("options", [{}, dict(per="global"), dict(structure="row"),
+                                     dict(per="global", structure="balanced")], ids=str)
+def test_growth_sees_the_gradients_since_the_last_one_and_both_follow_the_settings(options):
+    run, per = Run(GrowPruneSchedule(**STORY, **options), SCORES), options.get("per", "matrix")
+    for epoch in range(2):
+        twin = copy.deepcopy(run.masks)
+        run.step()
+        generator = torch.Generator().manual_seed(epoch)
+        drawn = [torch.randn(p.shape, generator=generator) for p in run.model.parameters()]
+        assert grow(twin, {"0.weight": drawn[0], "2.weight": drawn[4]}, 0.6, per=per) > 0
+        assert lists(run.masks) == lists(twin) and run.gradients.sums == {}
+    run.step()
+    twin.module.load_state_dict(run.states[-1]["model"])                # as it was before the pruning
+    assert lists(run.masks) == asleep_after(twin, 0.25, per, options.get("structure")) != lists(twin)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.integers(1, 4), st.integers(1, 3), st.integers(0, 3), st.integers(0, 2), st.booleans())
+def test_epochs_left_is_an_upper_bound_that_reaches_zero(data, train, retrain, rounds, final, lower):
+    growth = data.draw(st.integers(0, train))
+    schedule = GrowPruneSchedule(train, growth, retrain_epochs=retrain, rounds=rounds, final_epochs=final,
+                                 lower_is_better=lower)
+    most = train + retrain * rounds + final
+    assert schedule.epochs_left == most
+    run = Run(schedule, data.draw(st.lists(st.integers(0, 3), min_size=most, max_size=most)))
+    while not schedule.done:
+        before = schedule.epochs_left
+        assert 0 <= schedule.at < schedule.length and before > 0
+        run.step()
+        assert 0 <= schedule.epochs_left <= before - 1
+    assert schedule.epochs_left == 0 and run.epoch <= most
+
+
+@pytest.mark.parametrize("scores", [SCORES, SCORES[:-1] + [50], [10] * 15], ids=["kept", "undone", "all good"])
+def test_a_run_can_be_stopped_and_resumed_after_any_epoch(scores):
+    whole = Run(GrowPruneSchedule(**STORY), scores).finish()
+    for stop in range(whole.epoch):
+        first = Run(GrowPruneSchedule(**STORY), scores)
+        for _ in range(stop):
+            first.step()
+        plain, tensors = first.schedule.state_dict()
+        plain, tensors = json.loads(json.dumps(plain)), copy.deepcopy(tensors)
+        state, packed, sums = first.state(), copy.deepcopy(first.masks.state_dict()), first.gradients.sums
+        second = Run(GrowPruneSchedule(train_epochs=9), scores, density=1)
+        second.schedule.load_state_dict(plain, tensors)
+        second.model.load_state_dict(state["model"])
+        second.masks.load_state_dict(packed)
+        second.gradients.sums, second.epoch = dict(sums), first.epoch
+        first.finish()                                                  # the state is a copy: this changes nothing
+        second.finish()
+        assert second.events == whole.events[stop:] and second.phases == whole.phases[stop:]
+        assert same(second.state(), whole.state()) and second.epoch == whole.epoch
+
+
+@pytest.mark.parametrize("options, words", [
+    (dict(train_epochs=2, growth_epochs=3), "growth_epochs 3 exceed train_epochs 2"),
+    (dict(train_epochs=0, growth_epochs=0), "train_epochs 0"),
+    (dict(train_epochs=4, retrain_epochs=0), "retrain_epochs 0"),
+    (dict(train_epochs=4, growth_epochs=-1), "growth_epochs -1"), (dict(train_epochs=4, rounds=-1), "rounds -1"),
+    (dict(train_epochs=4, final_epochs=-1), "final_epochs -1"),
+    (dict(train_epochs=4, prune_ratio=1.5), "prune_ratio 1.5"),
+    (dict(train_epochs=4, growth_ratio=-1), "growth_ratio -1"), (dict(train_epochs=4, per="layer"), "per='layer'"),
+    (dict(train_epochs=4, structure="block"), "structure='block'")])
+def test_a_schedule_that_cannot_be_is_refused_before_it_starts(options, words):
+    with pytest.raises(ValueError, match=words):
+        GrowPruneSchedule(**options)
+
+
+def test_the_dense_schedule_only_counts_epochs():
+    schedule = Dense(3)
+    for left in (2, 1, 0):
+        assert not schedule.done and not schedule.growing and schedule.length == 3
+        assert schedule.end_epoch(None, Gradients(), 5.0) is None and schedule.epochs_left == left
+        resumed = Dense(9)
+        resumed.load_state_dict(*schedule.state_dict())
+        assert resumed == schedule
+    assert schedule.done

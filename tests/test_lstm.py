@@ -1,0 +1,457 @@
+"""The cell: the paper's equations, the readable definition and the fast layer are one and the same."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from hlstm_src import HLSTM, HLSTMCell
+from hlstm_src.lstm import ACTIVATIONS, CellWeights, flip, step, unroll
+
+SIZES = 3, 4                                # input and state
+STEPS, BATCH = 6, 3
+LENGTHS = torch.tensor([4, 6, 1])           # unsorted, one of a single step
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def inputs(layer: HLSTM, batch: int = BATCH, dtype=torch.float64) -> list[torch.Tensor]:
+    """x (T, B, I) and random initial states, all of which ask for gradients."""
+    states = layer.num_layers * layer.directions, batch, layer.hidden_size
+    shapes = (STEPS, batch, layer.input_size), states, states
+    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+
+
+def gradients(outputs, wanted) -> list[torch.Tensor]:
+    """Of a sum of the outputs in which each entry has its own random weight."""
+    generator = torch.Generator().manual_seed(1)
+    total = sum((o.double() * torch.randn(o.shape, generator=generator, dtype=torch.float64)).sum() for o in outputs)
+    return torch.autograd.grad(total, wanted)
+
+
+def close(ours, theirs, tolerance: float) -> None:
+    ours, theirs = list(ours), list(theirs)
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs):
+        torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+
+
+# gate_layers=0 is torch.nn.LSTM -----------------------------------------------------------------------------
+
+def twins(dtype=torch.float32, **options) -> tuple[HLSTM, nn.LSTM]:
+    theirs = nn.LSTM(*SIZES, **options).to(dtype)
+    ours = HLSTM(*SIZES, gate_layers=0, **options).to(dtype)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+PLAIN = [dict(num_layers=n, bidirectional=d, bias=b, batch_first=f)
+         for n, d, b, f in itertools.product((1, 2), (False, True), (True, False), (False, True))]
+
+
+@pytest.mark.parametrize("options", PLAIN, ids=lambda o: "-".join(str(int(v)) for v in o.values()))
+@pytest.mark.parametrize("with_states", [False, True], ids=["zeros", "states"])
+def test_without_hidden_layers_it_is_pytorchs_lstm(options, with_states):
+    ours, theirs = twins(**options)
+    x, h, c = inputs(ours, dtype=torch.float32)
+    given_x = x.transpose(0, 1) if options["batch_first"] else x
+    hx = (h, c) if with_states else None
+    (y1, s1), (y2, s2) = ours(given_x, hx), theirs(given_x, hx)
+    close([y1, *s1], [y2, *s2], 1e-6)
+    wanted = [x, h, c] if with_states else [x]
+    close(gradients([y1, *s1], [*wanted, *ours.parameters()]),
+          gradients([y2, *s2], [*wanted, *theirs.parameters()]), 1e-5)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_without_hidden_layers_gradients_agree_to_the_last_digits(bidirectional):
+    ours, theirs = twins(torch.float64, num_layers=2, bidirectional=bidirectional)
+    x, h, c = inputs(ours)
+    (y1, s1), (y2, s2) = ours(x, (h, c)), theirs(x, (h, c))
+    close(gradients([y1, *s1], [x, h, c, *ours.parameters()]),
+          gradients([y2, *s2], [x, h, c, *theirs.parameters()]), 1e-12)
+
+
+@pytest.mark.parametrize("sequence", ["unbatched", "unsorted", "sorted", "sorted for pytorch"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_unbatched_and_packed_sequences_are_as_in_pytorchs_lstm(sequence, bidirectional):
+    ours, theirs = twins(num_layers=2, bidirectional=bidirectional)
+    x, h, c = (t.detach() for t in inputs(ours, dtype=torch.float32))
+    if sequence == "unbatched":
+        (y1, s1), (y2, s2) = (m(x[:, 0], (h[:, 0], c[:, 0])) for m in (ours, theirs))
+        assert y1.dim() == s1[0].dim() == 2
+        return close([y1, *s1], [y2, *s2], 1e-6)
+    lengths = LENGTHS if sequence == "unsorted" else LENGTHS.sort(descending=True).values
+    packed = pack_padded_sequence(x, lengths, enforce_sorted=sequence == "sorted for pytorch")
+    (y1, s1), (y2, s2) = ours(packed, (h, c)), theirs(packed, (h, c))
+    close([y1.data, *s1], [y2.data, *s2], 1e-6)
+    for part in ("batch_sizes", "sorted_indices", "unsorted_indices"):
+        a, b = getattr(y1, part), getattr(y2, part)
+        assert (a is None) == (b is None) and (a is None or a.equal(b))
+    # Padded sequences with lengths say the same as packed ones, with or without the states.
+    for with_state in (True, False):
+        y3, s3 = ours(x, (h, c), lengths=lengths, with_state=with_state)
+        close([y3], [pad_packed_sequence(y2)[0]], 1e-6)
+        assert s3 is None or close(s3, s2, 1e-6) is None
+        assert (s3 is not None) == with_state
+
+
+# The definition ---------------------------------------------------------------------------------------------
+
+BY_HAND = {"relu": lambda x: x.clamp(min=0), "leaky_relu": lambda x: torch.where(x > 0, x, x / 100),
+           "elu": lambda x: torch.where(x > 0, x, x.exp() - 1), "tanh": lambda x: 2 / (1 + (-2 * x).exp()) - 1}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shared", [False, True], ids=["own stacks", "one stack"])
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
+def test_a_step_is_the_papers_equations_gate_by_gate(depth, shared, activation):
+    (I, H), G, act = SIZES, 5, BY_HAND[activation]                     # noqa: E741
+    widths = [I + H, *[G] * depth]
+
+    def stack():
+        return [(torch.randn(b, a, dtype=torch.float64), torch.randn(b, dtype=torch.float64))
+                for a, b in zip(widths, widths[1:])]
+    common = stack()
+    hidden = {gate: common if shared else stack() for gate in "ifgo"}
+    last = {gate: (torch.randn(H, widths[-1], dtype=torch.float64), torch.randn(H, dtype=torch.float64))
+            for gate in "ifgo"}
+    x, h, c = (torch.randn(BATCH, n, dtype=torch.float64) for n in (I, H, H))
+
+    def gate(name):
+        a = torch.cat([x, h], dim=1)                                   # z = [x_t, h_(t-1)]
+        for W, b in hidden[name]:
+            a = act(a @ W.T + b)
+        W, b = last[name]
+        return a @ W.T + b
+    c_new = gate("f").sigmoid() * c + gate("i").sigmoid() * gate("g").tanh()
+    h_new = gate("o").sigmoid() * c_new.tanh()
+
+    layers = [[*hidden[name], last[name]] for name in "ifgo"]          # PyTorch's order of the gates
+    joined = []
+    for j in range(depth + 1):
+        rows = [layer[j] for layer in (layers[:1] if shared and j < depth else layers)]
+        joined.append((torch.cat([W for W, _ in rows]), torch.cat([b for _, b in rows])))
+    W, b = joined[0]
+    ours = step(x, h, c, CellWeights(W[:, :I], W[:, I:], b, joined[1:]), activation)
+    close(ours, (h_new, c_new), 1e-12)
+
+
+def by_definition(layer: HLSTM, x, h0, c0, lengths, noises=None):
+    """The whole layer by `unroll`, one sequence after another: padded outputs (T, B, .), h_n and c_n."""
+    T, B, _ = x.shape
+    outputs, hn, cn = [], [], []
+    for b, n in enumerate(lengths):
+        y = x[:n, b:b + 1]
+        for k in range(layer.num_layers):
+            ways = []
+            for d in range(layer.directions):
+                row = k * layer.directions + d
+                noise = None
+                if noises is not None:
+                    rows = len(noises[k][0]) // layer.directions
+                    noise = [f[d * rows:(d + 1) * rows, b].reshape(1, -1) for f in noises[k]]
+                hs, cs = unroll(y.flip(0) if d else y, h0[row, b:b + 1], c0[row, b:b + 1],
+                                layer.weights(k, bool(d)), layer.activation, noise)
+                hn.append(hs[-1])
+                cn.append(cs[-1])
+                ways.append(hs.flip(0) if d else hs)
+            y = ways[0] if len(ways) == 1 else sum(ways) if layer.merge == "sum" else torch.cat(ways, dim=2)
+        outputs.append(torch.cat([y, y.new_zeros(T - n, 1, y.shape[2])]))
+    rows = layer.num_layers * layer.directions
+    return torch.cat(outputs, 1), *(torch.cat(s).view(B, rows, -1).transpose(0, 1) for s in (hn, cn))
+
+
+WAYS = [dict(bidirectional=False), dict(bidirectional=True, merge="concat"), dict(bidirectional=True, merge="sum")]
+HIDDEN = [dict(gate_layers=depth, shared_hidden=shared, **way, gate_width=(5, 2, None)[k % 3], bias=k % 4 != 3,
+               activation=list(ACTIVATIONS)[k % 4], num_layers=1 + k % 2)
+          for k, (depth, shared, way) in enumerate(itertools.product((1, 2, 3), (False, True), WAYS))]
+
+
+@pytest.mark.parametrize("options", HIDDEN, ids=lambda o: "-".join(str(v) for v in o.values()))
+@pytest.mark.parametrize("gate_dropout", [0.0, 0.4])
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_fast_layer_is_the_readable_definition(options, gate_dropout, padded, monkeypatch):
+    layer = HLSTM(*SIZES, gate_dropout=gate_dropout, **options).double()
+    x, h, c = inputs(layer)
+    noises = []
+    if gate_dropout:                                                   # the layer's own draws, written down
+        draw = layer.noise
+        monkeypatch.setattr(layer, "noise", lambda *args: noises.append(draw(*args)) or noises[-1])
+    y, (hn, cn) = layer(x, (h, c), lengths=LENGTHS if padded else None)
+    lengths = LENGTHS.tolist() if padded else [STEPS] * BATCH
+    expected = by_definition(layer, x, h, c, lengths, noises or None)
+    assert len(noises) == (layer.num_layers if gate_dropout else 0)
+    close([y, hn, cn], expected, 1e-12)
+    wanted = [x, h, c, *layer.parameters()]
+    close(gradients([y, hn, cn], wanted), gradients(expected, wanted), 1e-11)
+
+
+@pytest.mark.parametrize("options", [
+    dict(gate_layers=1, activation="relu", merge="sum"), dict(gate_layers=2, activation="tanh", gate_width=3),
+    dict(gate_layers=1, activation="elu", shared_hidden=True),
+    dict(gate_layers=1, activation="leaky_relu", gate_width=1)], ids=lambda o: "-".join(str(v) for v in o.values()))
+def test_gradients_are_those_of_finite_differences(options):
+    layer = HLSTM(2, 2, bidirectional=True, **options).double()
+    x, h, c = (t.detach()[-3:, :2].requires_grad_() for t in inputs(layer, batch=2))
+    names, parameters = zip(*layer.named_parameters())
+
+    def run(x, h, c, *parameters):
+        y, states = torch.func.functional_call(layer, dict(zip(names, parameters)), (x, (h, c), torch.tensor([2, 3])))
+        return y, *states
+    assert torch.autograd.gradcheck(run, (x, h, c, *parameters), atol=1e-7, rtol=1e-5)
+
+
+def test_only_the_last_state_may_be_asked_for():
+    layer = HLSTM(*SIZES, num_layers=2, bidirectional=True).double()
+    x, h, c = inputs(layer)
+    wanted = [x, h, c, *layer.parameters()]
+    _, _, cn = by_definition(layer, x, h, c, [STEPS] * BATCH)
+    close(torch.autograd.grad(layer(x, (h, c))[1][1].sum(), wanted, materialize_grads=True),
+          torch.autograd.grad(cn.sum(), wanted, materialize_grads=True), 1e-11)
+
+
+# Forms of input ---------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_forms_of_input_are_as_in_pytorchs_lstm_with_hidden_layers_too(bias):
+    layer = HLSTM(*SIZES, num_layers=2, bidirectional=True, bias=bias)
+    first = HLSTM(*SIZES, num_layers=2, bidirectional=True, bias=bias, batch_first=True)
+    first.load_state_dict(layer.state_dict())
+    x, h, c = (t.detach() for t in inputs(layer, dtype=torch.float32))
+    y, states = layer(x, (h, c))
+    y_first, states_first = first(x.transpose(0, 1), (h, c))
+    close([y, *states], [y_first.transpose(0, 1), *states_first], 1e-6)
+    for model in (layer, first):
+        y_one, states_one = model(x[:, 1], (h[:, 1], c[:, 1]))
+        close([y[:, 1], *(s[:, 1] for s in states)], [y_one, *states_one], 1e-6)
+    y, states = layer(x, (h, c), lengths=LENGTHS)
+    for model in (layer, first):
+        packed, states_packed = model(pack_padded_sequence(x, LENGTHS, enforce_sorted=False), (h, c))
+        close([y, *states], [pad_packed_sequence(packed)[0], *states_packed], 1e-6)
+    close([first(x.transpose(0, 1), (h, c), lengths=LENGTHS)[0].transpose(0, 1)], [y], 1e-6)
+    close([layer(x, (h, c), lengths=LENGTHS.tolist())[0]], [y], 0)
+
+
+@pytest.mark.parametrize("gate_layers", [0, 1, 2])
+@pytest.mark.parametrize("with_state", [True, False])
+def test_padding_changes_nothing_whatever_stands_there(gate_layers, with_state):
+    layer = HLSTM(*SIZES, num_layers=2, gate_layers=gate_layers, bidirectional=True, merge="sum").double()
+    x, h, c = inputs(layer)
+
+    def run(fill, extra):
+        long = torch.cat([x, x.new_zeros(extra, *x.shape[1:])])
+        padding = torch.arange(STEPS + extra)[:, None] >= LENGTHS
+        y, states = layer(long.masked_fill(padding[..., None], fill), (h, c), LENGTHS, with_state)
+        assert (y[padding] == 0).all()
+        results = [y[:STEPS], *(states or ())]
+        return [*results, *gradients(results, [x, h, c, *layer.parameters()][:None if with_state else 1])]
+    expected = run(0, 0)
+    assert all(r.isfinite().all() for r in expected)
+    for fill, extra in [(1e30, 0), (float("nan"), 0), (-7, 5), (float("inf"), 1)]:
+        close(run(fill, extra), expected, 1e-12)
+
+
+@pytest.mark.parametrize("gate_layers", [0, 1, 2])
+def test_a_sequence_does_not_know_its_neighbours(gate_layers):
+    layer = HLSTM(*SIZES, num_layers=2, gate_layers=gate_layers, bidirectional=True).double()
+    x, h, c = inputs(layer)
+    y, (hn, cn) = layer(x, (h, c), lengths=LENGTHS)
+    order = torch.tensor([2, 0, 1])
+    y2, (hn2, cn2) = layer(x[:, order], (h[:, order], c[:, order]), lengths=LENGTHS[order])
+    close([y2, hn2, cn2], [y[:, order], hn[:, order], cn[:, order]], 1e-12)
+    for b, n in enumerate(LENGTHS):
+        alone, (hn3, cn3) = layer(x[:n, b], (h[:, b], c[:, b]))
+        close([alone, hn3, cn3], [y[:n, b], hn[:, b], cn[:, b]], 1e-12)
+    (to_x,) = torch.autograd.grad(y[:, 0].sum() + hn[:, 0].sum(), x)
+    assert (to_x[:LENGTHS[0], 0] != 0).all() and (to_x[:, 1:] == 0).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data(), st.integers(1, 7), st.lists(st.integers(1, 3), max_size=2))
+def test_flip_reverses_each_sequence_and_undoes_itself(data, steps, rest):
+    lengths = data.draw(st.lists(st.integers(1, steps), min_size=1, max_size=4))
+    x = torch.arange(steps * len(lengths)).view(steps, -1, *[1] * len(rest)).expand(-1, -1, *rest).clone()
+    turned = flip(x, torch.tensor(lengths))
+    for b, n in enumerate(lengths):
+        column = x[:, b].tolist()
+        assert turned[:, b].tolist() == column[:n][::-1] + column[n:]
+    assert flip(turned, torch.tensor(lengths)).equal(x)
+    assert flip(x, None).equal(flip(x, torch.full((len(lengths),), steps)))
+
+
+# Dropout, precision, copies ---------------------------------------------------------------------------------
+
+def test_gate_dropout_is_one_draw_a_sequence_and_only_in_training():
+    layer = HLSTM(*SIZES, gate_layers=2, gate_width=50, gate_dropout=0.25, bidirectional=True)
+    x = torch.randn(STEPS, BATCH, SIZES[0])
+
+    def run(seed):
+        torch.manual_seed(seed)
+        return layer(x)[0]
+    assert run(1).equal(run(1)) and not run(1).equal(run(2))
+    factors = layer.noise((8, BATCH, 50), x)
+    assert len(factors) == 2 and not factors[0].equal(factors[1])
+    share = torch.cat(factors).eq(0).float().mean()
+    assert torch.cat(factors).unique().tolist() == [0, pytest.approx(1 / 0.75)] and abs(share - 0.25) < 0.05
+    layer.eval()
+    plain = HLSTM(*SIZES, gate_layers=2, gate_width=50, bidirectional=True)
+    plain.load_state_dict(layer.state_dict())
+    assert run(1).equal(run(2)) and run(1).equal(plain(x)[0])
+
+
+@pytest.mark.parametrize("gate_layers", [0, 1])
+def test_dropout_acts_between_layers_only(gate_layers):
+    x = torch.randn(STEPS, BATCH, SIZES[0])
+    one = HLSTM(*SIZES, gate_layers=gate_layers, dropout=0.5)
+    assert one(x)[0].equal(one(x)[0])
+    two = HLSTM(*SIZES, 2, gate_layers=gate_layers, dropout=0.5)
+    (y1, (h1, _)), (y2, (h2, _)) = two(x), two(x)
+    assert not y1.equal(y2) and h1[0].equal(h2[0]) and not h1[1].equal(h2[1])
+    two.eval()
+    assert two(x)[0].equal(two(x)[0])
+
+
+@pytest.mark.parametrize("options, within", [
+    (dict(gate_layers=0), 0.03), (dict(gate_layers=1, activation="tanh"), 0.03),
+    (dict(gate_layers=2, activation="tanh", gate_dropout=0.2), 0.03), (dict(gate_layers=1), 0.15)],
+    ids=["plain", "tanh", "tanh-2-dropout", "relu"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_bfloat16_is_close_to_float32(options, within, padded):
+    """Outputs and states within 0.02, every gradient within 3 % of its norm, over 60 steps.
+
+    With ReLU within 15 %: rounding puts some hidden units on the other side of zero, in `unroll` just as here.
+    """
+    layer = HLSTM(20, 24, num_layers=2, bidirectional=True, merge="sum", **options)
+    x = torch.randn(60, 4, 20, requires_grad=True)
+    lengths = torch.tensor([60, 31, 44, 2]) if padded else None
+
+    def run(enabled):
+        torch.manual_seed(3)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            y, states = layer(x, lengths=lengths)
+        results = [y, *states]
+        return [r.float() for r in results], gradients(results, [x, *layer.parameters()])
+    (full, full_gradients), (half, half_gradients) = run(False), run(True)
+    assert any(not a.equal(b) for a, b in zip(full, half))             # autocast did do something
+    for a, b in zip(half, full):
+        assert (a - b).abs().max() < 0.02
+    for a, b in zip(half_gradients, full_gradients):
+        assert a.dtype == b.dtype and (a - b).norm() < within * b.norm()
+
+
+def test_under_autocast_the_states_stay_in_float32():
+    layer = HLSTM(*SIZES)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, (h, c) = layer(torch.randn(STEPS, BATCH, SIZES[0]).bfloat16())
+    assert y.dtype == h.dtype == c.dtype == torch.float32
+
+
+@pytest.mark.parametrize("options", HIDDEN[4:6] + [dict(gate_layers=0, num_layers=2)])
+def test_copies_and_state_dicts_give_the_same_layer(options):
+    layer = HLSTM(*SIZES, **options)
+    x = torch.randn(STEPS, BATCH, SIZES[0])
+    y = layer(x)[0]
+    y.sum().backward()
+    twin, other = copy.deepcopy(layer), HLSTM(*SIZES, **options)
+    assert not other(x)[0].equal(y)
+    other.load_state_dict(layer.state_dict())
+    assert twin(x)[0].equal(y) and other(x)[0].equal(y)
+    with torch.no_grad():
+        layer.weight_hh_l0.zero_()
+    assert twin(x)[0].equal(y) and not layer(x)[0].equal(y)
+
+
+def test_new_weights_keep_the_variance_through_a_deep_gate():
+    """Input of unit size gives hidden layers, and gates before their bias, of unit size."""
+    layer, x = HLSTM(300, 300, gate_layers=3), torch.randn(300, 50)
+    w = layer.weights(0)
+    stacks = ((w.ih @ x) + (w.hh @ x.flip(0))).chunk(4)
+    for weight, _ in w.gates:
+        assert all(0.5 < a.relu().square().mean() < 2 for a in stacks)
+        stacks = [rows @ a.relu() for rows, a in zip(weight.chunk(4), stacks)]
+    assert all(0.5 < a.square().mean() < 2 for a in stacks)
+
+
+def test_new_weights_of_a_plain_lstm_are_spread_as_pytorchs():
+    bound = 100 ** -0.5
+    for p in HLSTM(50, 100, 2, gate_layers=0).parameters():
+        assert 0.9 * bound < p.abs().max() <= bound and abs(p.mean()) < 0.2 * bound
+
+
+# One step at a time -----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("options", [dict(gate_layers=0), dict(),
+                                     dict(gate_layers=2, gate_width=5, activation="tanh"),
+                                     dict(gate_layers=2, shared_hidden=True, bias=False)],
+                         ids=lambda o: "-".join(str(v) for v in o.values()) or "default")
+def test_stepping_a_cell_is_running_the_layer(options):
+    cell = HLSTMCell(*SIZES, **options).double()
+    x = torch.randn(STEPS, BATCH, SIZES[0], dtype=torch.float64)
+    hs, (hn, cn) = cell.layer(x)
+    state = None
+    for t in range(STEPS):
+        state = cell(x[t], state)
+        close([state[0]], [hs[t]], 1e-12)
+    close(state, [hn[0], cn[0]], 1e-12)
+
+
+def test_a_cell_drops_hidden_units_in_training_only():
+    cell, x = HLSTMCell(*SIZES, gate_dropout=0.5), torch.randn(BATCH, SIZES[0])
+    assert not cell(x)[0].equal(cell(x)[0])
+    cell.eval()
+    assert cell(x)[0].equal(cell(x)[0])
+
+
+# Bad arguments ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("options, words", [
+    (dict(activation="gelu"), "'gelu'.*relu, leaky_relu, tanh, elu"), (dict(merge="mean"), "'mean'.*concat"),
+    (dict(gate_layers=-1), "gate_layers"), (dict(gate_width=0), "gate_width"), (dict(num_layers=0), "num_layers"),
+    (dict(dropout=1.0), "dropout"), (dict(gate_dropout=-0.1), "gate_dropout")])
+def test_bad_options_are_refused_by_name(options, words):
+    with pytest.raises(ValueError, match=words):
+        HLSTM(*SIZES, **options)
+
+
+def test_sizes_below_one_are_refused():
+    for sizes in ((0, 4), (3, 0)):
+        with pytest.raises(ValueError, match="at least 1"):
+            HLSTM(*sizes)
+
+
+X, S = torch.zeros(STEPS, BATCH, 3), torch.zeros(2, BATCH, 4)
+
+
+@pytest.mark.parametrize("args, words", [
+    ((X[..., :2],), r"\(6, 3, 2\).*input_size=3"), ((X[None],), r"\(1, 6, 3, 3\)"), ((X[0, 0],), r"input \(3,\)"),
+    ((X[:0],), r"\(0, 3, 3\)"), ((X[:, :0],), r"\(6, 0, 3\)"),
+    ((pack_padded_sequence(X[..., :2], [6, 6, 2]),), r"input_size=3"),
+    ((X, (S[:1], S)), r"h_0 \(1, 3, 4\).*\(2, 3, 4\)"), ((X, (S, S[:, :2])), r"c_0 \(2, 2, 4\)"),
+    ((X[:, 0], (S, S)), r"h_0"),
+    ((X, None, torch.tensor([6, 6])), "lengths must be 3 whole numbers from 1 to 6"),
+    ((X, None, torch.tensor([6, 7, 1])), "from 1 to 6"), ((X, None, torch.tensor([6, 0, 1])), "from 1 to 6"),
+    ((X, None, torch.tensor([6.0, 2.5, 1])), "whole numbers")])
+@pytest.mark.parametrize("gate_layers", [0, 1])
+def test_shapes_that_do_not_fit_are_refused_by_name(gate_layers, args, words):
+    with pytest.raises(ValueError, match=words):
+        HLSTM(*SIZES, gate_layers=gate_layers, bidirectional=True)(*args)
+
+
+def test_a_cell_refuses_what_it_cannot_do():
+    for option in (dict(num_layers=2), dict(bidirectional=True), dict(batch_first=True)):
+        with pytest.raises(ValueError, match=next(iter(option))):
+            HLSTMCell(*SIZES, **option)
+    cell = HLSTMCell(*SIZES)
+    for args in ((X[0, 0],), (X[0, :, :2],), (X[0], (S[0, :2], S[0, :2])), (X[0], (S[0], S[0, :, :3]))):
+        with pytest.raises(ValueError, match=r"expected \(B, 3\) and twice \(B, 4\)"):
+            cell(*args)

@@ -1,0 +1,180 @@
+"""The command line: help, errors of one line, Ctrl-C and going on, scores of stored models."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from hlstm_src import __main__ as command
+from hlstm_src import experiments, profiles, records
+from hlstm_src.corpora import SpeechCorpus
+from tests.speech import make_corpus, use_corpus
+
+SIZES = {"epochs": 8, "lr": 2e-2}
+
+# The real command line in a process of its own, with the profile smoke on the corpus named first. In its fourth batch
+# it says so with a file and waits, so that a test can press Ctrl-C there.
+PROGRAM = f"""
+import sys, time
+from pathlib import Path
+from hlstm_src import __main__ as command, training
+from tests.speech import use_corpus
+use_corpus(sys.argv.pop(1), **{SIZES!r})
+step = training.Trainer._step
+def slowly(self, *args):
+    value = step(self, *args)
+    if self.step == 3 and not Path("training").exists():
+        Path("training").touch()
+        while not Path("pressed").exists():
+            time.sleep(0.05)
+    return value
+training.Trainer._step = slowly
+command.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("tones"))
+
+
+@pytest.fixture
+def call(corpus, monkeypatch, tmp_path, capsys):
+    """Calls the command line in this process: words -> exit code, standard output, standard error."""
+    monkeypatch.setattr(profiles, "PROFILES", dict(profiles.PROFILES))
+    monkeypatch.setenv("HLSTM_RESULTS", str(tmp_path / "results"))
+    use_corpus(corpus, **SIZES)
+
+    def called(*words):
+        monkeypatch.setattr(sys, "argv", ["hlstm", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            command.main()
+        out, err = capsys.readouterr()
+        return left.value.code or 0, out, err
+    return called
+
+
+def one_line(err: str) -> str:
+    """An error on one line, without a traceback."""
+    assert err.count("\n") == 1 and err.startswith("error: "), err
+    return err
+
+
+@pytest.mark.parametrize("words, told", [
+    ([], ["run", "evaluate", "report", "doctor"]), (["run"], ["name", "--profile", "--seed", "--force"]),
+    (["evaluate"], ["model", "--corpus", "--split", "--limit", "--show"]), (["report"], ["--profile"]),
+    (["doctor"], ["Exit code 1"])])
+def test_every_command_has_help(words, told):
+    shown = CliRunner().invoke(command.app, [*words, "--help"], env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
+    assert shown.exit_code == 0
+    text = re.sub(r"\x1b\[[0-9;]*m", "", shown.output)
+    assert all(word in text for word in told), text
+
+
+@pytest.mark.parametrize("words, told", [
+    (["run", "ds3"], "experiment 'ds3': choose one of ds2-lstm, ds2-hlstm, ds2-hlstm-gp"),
+    (["run", "ds2-lstm", "--profile", "huge"], "profile 'huge': choose one of smoke, laptop, desk, paper"),
+    (["report", "--profile", "huge"], "choose one of smoke, laptop, desk, paper"),
+    (["run", "ds2-lstm", "--profile", "smoke", "--seed", "-1"], "seed -1"),
+])
+def test_unknown_names_are_one_line_that_lists_the_choices(call, words, told):
+    code, out, err = call(*words)
+    assert code == 1 and told in one_line(err) and not out
+
+
+def test_the_module_itself_ends_with_code_1_and_one_line(root):
+    done = subprocess.run([sys.executable, "-m", "hlstm_src", "run", "ds3"], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 1 and "choose one of ds2-lstm" in one_line(done.stderr) and not done.stdout
+
+
+def test_files_that_are_no_models_and_missing_corpora_are_told_by_name(call, corpus, tmp_path):
+    (tmp_path / "text.safetensors").write_text("no model")
+    (tmp_path / "empty.safetensors").touch()
+    for name, told in (("text.safetensors", "damaged or not"), ("empty.safetensors", "damaged or not"),
+                       ("none", "no such file"), (".", "no such file")):
+        code, _, err = call("evaluate", tmp_path / name, "--corpus", corpus)
+        assert code == 1 and f"{tmp_path / name}: {told}" in one_line(err)
+    code, _, err = call("evaluate", tmp_path / "none", "--corpus", tmp_path / "nowhere")
+    assert code == 1 and "nowhere/corpus.json: no such file" in one_line(err)
+
+
+def test_run_report_and_evaluate_tell_the_same(call, corpus):
+    code, out, _ = call("run", "ds2-lstm", "--profile", "smoke")
+    path = records.path_of("ds2-lstm", "smoke", 0)
+    record = records.read(path)
+    assert code == 0 and f"wer {record.scores['wer']:.2f} %  cer {record.scores['cer']:.2f} %" in out
+    assert f"{record.counts.cell.nonzero_params:,} of {record.counts.cell.params:,}" in out and str(path) in out
+    assert call("run", "ds2-lstm", "--profile", "smoke")[:2] == (0, out) and records.read(path) == record
+
+    model = path.with_suffix(".safetensors")
+    code, out, _ = call("evaluate", model, "--corpus", corpus, "--show", 2)
+    assert code == 0 and f"tones test: WER {record.scores['wer']:.4f} %" in out and "5 utterances" in out
+    for sample in record.samples[:2]:
+        assert f"{sample['id']}\n  said   {sample['reference']}\n  heard  {sample['hypothesis']}\n" in out
+    assert record.samples[2]["id"] not in out
+    rates, _ = experiments.evaluate(model, SpeechCorpus(corpus), "valid", limit=2)
+    code, out, _ = call("evaluate", model, "--corpus", corpus, "--split", "valid", "--limit", 2)
+    assert code == 0 and f"tones valid: WER {rates['wer']:.4f} %" in out and "2 utterances" in out
+    code, _, err = call("evaluate", model, "--corpus", corpus, "--split", "dev")
+    assert code == 1 and "there are: test, train, valid" in one_line(err)
+
+    code, out, _ = call("report", "--profile", "smoke")
+    assert code == 0 and "ds2-lstm" in out and f"{record.scores['wer']:.1f}" in out
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(call, corpus, root, tmp_path):
+    """In a real process: it ends with 130 and says how to go on; then it is as if nothing had happened."""
+    words = [sys.executable, "-c", PROGRAM, str(corpus), "run", "ds2-lstm", "--profile", "smoke"]
+    env = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    with subprocess.Popen(words, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not (tmp_path / "training").exists():
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        (tmp_path / "pressed").touch()
+        err = process.communicate(timeout=300)[1]
+    path = records.path_of("ds2-lstm", "smoke", 0)
+    checkpoint = path.with_suffix(".checkpoint")
+    assert process.returncode == 130, err
+    last = err.splitlines()[-1]
+    assert "stopped in epoch 2, batch 1" in last and f"{checkpoint}; the same command goes on from there" in last
+    assert [p.name for p in path.parent.iterdir()] == [checkpoint.name] and "Traceback" not in err
+
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "epoch 1 " not in done.stderr and "epoch 2 " in done.stderr and "epoch 8 " in done.stderr
+    resumed = records.read(path)
+    assert sorted(p.name for p in path.parent.iterdir()) == ["seed0.json", "seed0.safetensors"]
+    undisturbed = experiments.run("ds2-lstm", "smoke", force=True, progress=False)
+    assert resumed.model == undisturbed.model and resumed.scores == undisturbed.scores
+    assert [row.loss for row in resumed.history] == [row.loss for row in undisturbed.history]
+
+
+def test_doctor_tells_what_is_there_and_what_is_not(call, monkeypatch, tmp_path):
+    for folder in (profiles.MINI_SPEECH, "data/an4"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "corpus.json").touch()
+    monkeypatch.setattr(profiles, "ROOT", tmp_path)
+    monkeypatch.setattr(profiles, "PROFILES", {p.name: p for p in map(profiles.PROFILES.get, ("laptop", "desk"))})
+    code, out, _ = call("doctor")
+    assert code == 0 and "ok       package accelerate" in out and f"torch {torch.__version__}" in out
+    assert "missing" not in out and "absent" not in out
+
+    (tmp_path / "data/an4/corpus.json").unlink()
+    code, out, _ = call("doctor")
+    assert code == 0 and "absent   corpus data/an4: `python -m data_prep.an4 --out data/an4`" in out
+
+    (tmp_path / profiles.MINI_SPEECH / "corpus.json").unlink()
+    code, out, _ = call("doctor")
+    assert code == 1 and f"absent   corpus {profiles.MINI_SPEECH}: it comes with the code" in out
+
+    real = command.importlib.util.find_spec
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None if name == "jiwer" else real(name))
+    code, out, _ = call("doctor")
+    assert "missing  package jiwer" in out and "missing: jiwer; install with" in str(code)
+

@@ -1,0 +1,375 @@
+"""Masks: what is dormant is exactly zero, what wakes starts fresh, and files hold only what lives."""
+
+import copy
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import nn
+
+from hlstm_src import HLSTM, ConnectionMasks, grow, masks, prune
+from hlstm_src.growprune import Gradients
+from hlstm_src.masks import load_model, load_tensors, pack_bits, random_mask, save_model, save_tensors, unpack_bits
+
+SHAPES = st.lists(st.integers(1, 12), min_size=2, max_size=3).map(torch.Size)
+
+
+class Net(nn.Module):
+    """A recurrent layer, a convolution and normalisation: matrices, a 3-D weight, vectors, buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn = HLSTM(5, 6, bidirectional=True, merge="sum")
+        self.convolution, self.norm = nn.Conv1d(6, 4, 3), nn.BatchNorm1d(4)
+        self.register_buffer("table", torch.arange(70_000, 70_006).view(2, 3))
+
+    def forward(self, x):
+        return self.norm(self.convolution(self.rnn(x)[0].permute(1, 2, 0)))
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    net = Net()
+    net(torch.randn(8, 5, 5))                       # moves the running means
+    return net
+
+
+# The sparse seed --------------------------------------------------------------------------------------------
+
+@settings(max_examples=150, deadline=None)
+@given(SHAPES, st.floats(1e-6, 1), st.integers(0, 99))
+def test_a_random_mask_has_its_density_and_leaves_nobody_alone(shape, density, seed):
+    mask = random_mask(shape, density, torch.Generator().manual_seed(seed))
+    flat = mask.flatten(1)
+    assert mask.dtype == torch.bool and mask.shape == shape
+    assert flat.any(0).all() and flat.any(1).all()
+    assert mask.sum() == max(round(density * mask.numel()), *flat.shape)
+    assert mask.equal(random_mask(shape, density, torch.Generator().manual_seed(seed)))
+
+
+def test_random_masks_differ_and_favour_no_place():
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([random_mask(torch.Size([4, 6]), 0.5, generator) for _ in range(2000)]).float()
+    assert (drawn.mean(0) - 0.5).abs().max() < 0.05
+
+
+def test_include_chooses_matrices_by_name(net):
+    def names(include):
+        return list(ConnectionMasks(net, include).masks)
+    matrices = [f"rnn.weight_{part}_l0{way}" for way in ("", "_reverse") for part in ("ih", "hh", "gate1")]
+    assert names("rnn.*") == names("rnn.*weight_*") == matrices          # biases are never masked
+    assert names("*") == [*matrices, "convolution.weight"]
+    assert names(("*_hh_l0", "conv*")) == ["rnn.weight_hh_l0", "convolution.weight"]
+    with pytest.raises(ValueError, match="'lstm.*'.*rnn.weight_ih_l0.*convolution.weight"):
+        ConnectionMasks(net, "lstm.*")
+    for density in (0, -0.1, 1.01, float("nan")):
+        with pytest.raises(ValueError, match="density"):
+            ConnectionMasks(net, density=density)
+
+
+def test_a_seed_silences_weights_at_once_and_is_counted(net):
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    made = ConnectionMasks(net, "rnn.*", 0.5, torch.Generator().manual_seed(1))
+    live = {name: round(0.5 * mask.numel()) for name, mask in made.masks.items()}
+    assert made.count() == (sum(live.values()), sum(m.numel() for m in made.masks.values()))
+    assert made.density() == made.count()[0] / made.count()[1]
+    for name, p in net.named_parameters():
+        mask = made.masks.get(name, torch.ones_like(p, dtype=torch.bool))
+        assert p.equal(torch.where(mask, before[name], 0))
+        if name in live:
+            assert mask.sum() == live[name] and made.density(name) == live[name] / mask.numel()
+
+
+def test_a_rescaled_seed_gives_a_neuron_as_much_as_the_dense_matrix_would():
+    torch.manual_seed(0)
+    layer, x = nn.Linear(400, 300, bias=False), torch.randn(50, 400)
+    dense, before = layer(x).square().mean(), layer.weight.detach().clone()
+    masks = ConnectionMasks(layer, density=0.25, generator=torch.Generator().manual_seed(1))
+    assert layer(x).square().mean() < 0.4 * dense
+    masks.rescale_()
+    assert layer.weight.equal(torch.where(masks.masks["weight"], before * 2, 0))
+    assert 0.8 < layer(x).square().mean() / dense < 1.25
+
+
+# Training ---------------------------------------------------------------------------------------------------
+
+OPTIMISERS = {
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1, amsgrad=True),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1),
+    "nesterov": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01)}
+
+
+def moments(optimiser, p) -> list[torch.Tensor]:
+    return [t for t in optimiser.state[p].values() if isinstance(t, torch.Tensor) and t.shape == p.shape]
+
+
+@pytest.mark.parametrize("kind", OPTIMISERS)
+def test_dormant_connections_are_exactly_zero_through_training_growth_and_pruning(net, kind):
+    made = ConnectionMasks(net, ("rnn.*", "conv*"), 0.4, torch.Generator().manual_seed(1))
+    optimiser = OPTIMISERS[kind](net.parameters())
+    made.attach(optimiser)
+    collected, data = Gradients(), torch.Generator().manual_seed(2)
+
+    def check(trained: bool):
+        for name, p in made.parameters.items():
+            dormant = ~made.masks[name]
+            assert dormant.any() and (p[dormant] == 0).all() and (p.grad[dormant] == 0).all()
+            for moment in moments(optimiser, p):
+                assert (moment[dormant] == 0).all()
+                assert not trained or (moment[~dormant] != 0).float().mean() > 0.8
+
+    def train():
+        for _ in range(3):
+            optimiser.zero_grad()
+            x = torch.randn(8, 5, 5, generator=data)
+            (net(x) - x[2:, :, :4].permute(1, 2, 0)).square().mean().backward()
+            collected.collect(made)
+            made.mask_gradients_()
+            nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+            before = {name: p.detach().clone() for name, p in made.parameters.items()}
+            optimiser.step()
+            for name, p in made.parameters.items():
+                moved, live = p != before[name], made.masks[name]
+                assert not (moved & ~live).any() and moved[live].float().mean() > 0.8
+            check(trained=True)
+
+    train()
+    for _ in range(2):
+        before = {name: m.clone() for name, m in made.masks.items()}
+        assert grow(made, collected.sums, 0.7) > 0
+        for name, p in made.parameters.items():
+            woken = made.masks[name] & ~before[name]
+            assert woken.any() and (p[woken] == 0).all()
+            assert len(moments(optimiser, p)) >= 1 and all((t[woken] == 0).all() for t in moments(optimiser, p))
+        check(trained=False)
+        train()
+        assert prune(made, 0.3) > 0
+        check(trained=False)
+        train()
+
+
+def test_who_wakes_starts_at_zero_even_if_it_was_not_kept_there(net):
+    """A loop that forgets `mask_gradients_` lets dormant weights drift; growth wakes them fresh all the same."""
+    made = ConnectionMasks(net, "rnn.*", 0.5, torch.Generator().manual_seed(1))
+    optimiser = torch.optim.AdamW(net.parameters())
+    made.attach(optimiser)
+    net(torch.randn(8, 5, 5)).square().sum().backward()
+    optimiser.step()
+    before = {name: mask.clone() for name, mask in made.masks.items()}
+    assert any((p[~made.masks[name]] != 0).any() for name, p in made.parameters.items())
+    grow(made, {name: torch.ones_like(p) for name, p in made.parameters.items()}, 0)
+    for name, p in made.parameters.items():
+        woken = made.masks[name] & ~before[name]
+        assert woken.any() and made.masks[name].all()
+        assert all((t[woken] == 0).all() for t in [p, p.grad, *moments(optimiser, p)])
+
+
+@pytest.mark.parametrize("kind", OPTIMISERS)
+def test_the_optimiser_begins_anew_with_a_matrix_that_grew_and_with_no_other(kind):
+    torch.manual_seed(0)
+    net = nn.ParameterDict({"grown": torch.randn(6, 8), "kept": torch.randn(6, 8)})
+    made = ConnectionMasks(net, density=0.5, generator=torch.Generator().manual_seed(1))
+    optimiser = OPTIMISERS[kind](net.parameters())
+    made.attach(optimiser)
+
+    def train(net, optimiser, steps):
+        data = torch.Generator().manual_seed(2)
+        for _ in range(steps):
+            for name, p in net.items():
+                p.grad = torch.randn(p.shape, generator=data).masked_fill_(~made.masks[name], 0)
+            optimiser.step()
+    train(net, optimiser, 200)
+    state = {k: t.clone() for k, t in optimiser.state[net["kept"]].items()}
+    assert grow(made, {"grown": torch.randn(6, 8), "kept": torch.zeros(6, 8)}, 0.5) > 0
+    assert all(t.equal(state[k]) for k, t in optimiser.state[net["kept"]].items())
+    twin = copy.deepcopy(net)
+    fresh = OPTIMISERS[kind](twin.parameters())
+    for steps in (1, 2, 5):                                             # from here as with an optimiser just made
+        train(net, optimiser, steps)
+        train(twin, fresh, steps)
+        torch.testing.assert_close(net["grown"], twin["grown"])
+        assert not torch.allclose(net["kept"], twin["kept"])
+
+
+def test_infinite_values_are_put_to_sleep_too(net):
+    made = ConnectionMasks(net, "rnn.weight_hh_l0", 0.5)
+    p, dormant = net.rnn.weight_hh_l0, ~made.masks["rnn.weight_hh_l0"]
+    p.grad = torch.full_like(p, float("inf"))
+    made.mask_gradients_()
+    assert (p.grad[dormant] == 0).all() and p.grad[~dormant].isinf().all()
+    with torch.no_grad():
+        p.fill_(float("nan"))
+    made.apply_()
+    assert (p[dormant] == 0).all() and p[~dormant].isnan().all()
+
+
+# State dicts ------------------------------------------------------------------------------------------------
+
+@settings(max_examples=50, deadline=None)
+@given(SHAPES, st.integers(0, 99))
+def test_bits_come_back_as_they_were_packed(shape, seed):
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+    packed = pack_bits(mask)
+    bits = "".join(f"{byte:08b}" for byte in packed.tolist())
+    assert [b == "1" for b in bits[:mask.numel()]] == mask.flatten().tolist() and len(packed) == -(-mask.numel() // 8)
+    assert unpack_bits(packed, shape).equal(mask)
+    for wrong in (torch.cat([packed, packed[:1]]), packed[1:], packed.int()):
+        with pytest.raises(ValueError, match="bytes"):
+            unpack_bits(wrong, shape)
+
+
+def test_masks_go_into_a_state_dict_and_back(net):
+    first = ConnectionMasks(net, "rnn.*", 0.5, torch.Generator().manual_seed(1))
+    state = first.state_dict()
+    other = Net()
+    second = ConnectionMasks(other, "rnn.*")
+    optimiser = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9)
+    second.attach(optimiser)
+    other(torch.randn(8, 5, 5)).square().sum().backward()
+    optimiser.step()
+    second.load_state_dict(state)
+    for name, p in second.parameters.items():
+        assert second.masks[name].equal(first.masks[name])
+        assert all((t != 0).equal(second.masks[name]) for t in [p, p.grad, *moments(optimiser, p)])
+    prune(second, 0.5)                                                  # the state is a copy
+    assert all(state[name].equal(bits) for name, bits in first.state_dict().items())
+    first.load_state_dict(state)
+    for wrong in ({}, state | {"more": torch.zeros(1, dtype=torch.uint8)},
+                  state | {"rnn.weight_hh_l0": torch.zeros(1, dtype=torch.uint8)}):
+        with pytest.raises(ValueError):
+            first.load_state_dict(wrong)
+        assert all(first.state_dict()[name].equal(bits) for name, bits in state.items())
+
+
+# Files ------------------------------------------------------------------------------------------------------
+
+def test_a_stored_model_comes_back_in_half_precision(net, tmp_path):
+    made = ConnectionMasks(net, "rnn.*", 0.3, torch.Generator().manual_seed(1))
+    path = tmp_path / "new" / "model.safetensors"
+    save_model(path, net, made, {"words": ["ü", 1]})
+    other = Net()
+    found = load_model(path, other)
+    assert found.keys() == made.masks.keys() and all(found[name].equal(mask) for name, mask in made.masks.items())
+    for name, t in net.state_dict().items():
+        back = other.state_dict()[name]
+        expected = t.half().float() if t.dim() >= 2 and t.is_floating_point() else t
+        assert back.dtype == t.dtype and back.equal(expected)           # vectors and whole numbers untouched
+        if name in found:
+            assert (back[~found[name]] == 0).all()
+    tensors, metadata = load_tensors(path)
+    assert metadata == {"words": ["ü", 1]}
+    live, total = made.count()
+    stored = [t.nbytes for name, t in tensors.items() if name.endswith((".live", ".mask"))]
+    assert sum(stored) == 2 * live + sum(-(-m.numel() // 8) for m in made.masks.values()) < total
+    assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("ratio", [None, 1])
+def test_a_dense_model_and_one_with_nobody_awake_can_be_stored(net, tmp_path, ratio):
+    made = None if ratio is None else ConnectionMasks(net, "rnn.*")
+    if made:
+        prune(made, ratio)
+    save_model(tmp_path / "model", net, made, {})
+    other = Net()
+    found = load_model(tmp_path / "model", other)
+    assert sorted(found) == (sorted(made.masks) if made else []) and not any(m.any() for m in found.values())
+    assert other.rnn.weight_hh_l0.equal(net.rnn.weight_hh_l0.half().float())
+    assert (other.rnn.weight_hh_l0 == 0).all() == (made is not None)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.dictionaries(st.text("abc./", min_size=1, max_size=5), SHAPES, max_size=4), st.integers(0, 9))
+def test_tensors_come_back_as_they_were_saved(tmp_path_factory, shapes, seed):
+    path = tmp_path_factory.mktemp("tensors") / "file"
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {name: torch.randn(shape, generator=generator).mT for name, shape in shapes.items()}
+    save_tensors(path, tensors, {"seed": seed})
+    found, metadata = load_tensors(str(path))
+    assert metadata == {"seed": seed} and found.keys() == tensors.keys()
+    assert all(found[name].equal(t) for name, t in tensors.items())
+
+
+def refused(path, module, *words):
+    before = {name: t.clone() for name, t in module.state_dict().items()}
+    with pytest.raises(ValueError) as caught:
+        load_model(path, module)
+    message = str(caught.value)
+    assert str(path) in message and "\n" not in message and all(word in message for word in words), message
+    assert all(t.equal(before[name]) for name, t in module.state_dict().items())      # nothing half-loaded
+
+
+def test_damaged_and_foreign_files_are_refused_by_name(net, tmp_path):
+    path, bad = tmp_path / "model.safetensors", tmp_path / "bad.safetensors"
+    save_model(path, net, ConnectionMasks(net, "rnn.*", 0.5), {})
+    data = path.read_bytes()
+    header = int.from_bytes(data[:8], "little")
+    for cut in [0, 1, 7, 8, 9, header, header + 8, len(data) - 1, *range(20, len(data), 997)]:
+        bad.write_bytes(data[:cut])
+        refused(bad, net, "damaged", "run again")
+    for foreign in (b"not a model\n", data[:8] + b"[" + data[9:], np.random.default_rng(0).bytes(4000), data + b"\0"):
+        bad.write_bytes(foreign)
+        refused(bad, net, "damaged", "run again")
+    for metadata in (None, {"other": "{}"}, {"json": "{"}):
+        save_file({"x": torch.zeros(2, 2)}, bad, metadata=metadata)
+        refused(bad, net, "not of this project")
+    with pytest.raises(FileNotFoundError, match="missing"):
+        load_tensors(tmp_path / "missing")
+    with pytest.raises(FileNotFoundError):
+        load_tensors(tmp_path)
+
+
+def test_files_of_another_model_are_refused_by_tensor(net, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_model(path, net, ConnectionMasks(net, "rnn.*", 0.5), {})
+    tensors, _ = load_tensors(path)
+    hh = "rnn.weight_hh_l0"
+
+    def changed(**changes):
+        mixed = {name: changes.get(name.replace(".", "_"), t) for name, t in tensors.items()}
+        return {name: t for name, t in mixed.items() if t is not None}
+    for mixed, words in [
+            (changed(norm_bias=None), "norm.bias"), (changed(norm_bias=torch.zeros(5)), "norm.bias"),
+            (changed(rnn_weight_hh_l0_live=None), hh), (changed(rnn_weight_hh_l0_live=torch.zeros(3).half()), hh),
+            (changed(rnn_weight_hh_l0_mask=tensors[hh + ".mask"][1:]), hh),
+            (changed(rnn_weight_hh_l0_mask=tensors[hh + ".mask"] | 255), hh),
+            (tensors | {"extra": torch.zeros(1)}, "extra")]:
+        save_tensors(path, mixed, {})
+        refused(path, net, words, "another model")
+
+
+def test_values_that_half_precision_cannot_hold_are_refused(net, tmp_path):
+    made = ConnectionMasks(net, "rnn.weight_hh_l0", 0.5)
+    with torch.no_grad():
+        net.rnn.weight_hh_l0[made.masks["rnn.weight_hh_l0"]] = 70_000
+    with pytest.raises(ValueError, match="model.*rnn.weight_hh_l0.*float16"):
+        save_model(tmp_path / "model", net, made, {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("failing", ["a full disk", "a failing rename", "metadata that is no JSON"])
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(net, tmp_path, monkeypatch, failing):
+    path = tmp_path / "model.safetensors"
+    save_model(path, net, None, {"old": True})
+    old = path.read_bytes()
+
+    def full(tensors, part, metadata):
+        with open(part, "wb") as file:
+            file.write(b"half of it")
+        raise OSError("No space left on device")
+
+    def stuck(*args):
+        raise OSError("stuck")
+    if failing == "a full disk":
+        monkeypatch.setattr(masks, "save_file", full)
+    if failing == "a failing rename":
+        monkeypatch.setattr(masks.os, "replace", stuck)
+    with pytest.raises((OSError, TypeError)):
+        save_model(path, net, None, {"new": object() if "JSON" in failing else 1})
+    assert path.read_bytes() == old and os.listdir(tmp_path) == [path.name]
+    assert json.dumps(load_tensors(path)[1]) == '{"old": true}'

@@ -1,0 +1,92 @@
+"""Speech as a training task: repeatable batches and augmentation, transcripts in the order asked for."""
+
+import pytest
+import torch
+
+from hlstm_src import corpora
+from hlstm_src.corpora import ALPHABET, SpeechCorpus
+from hlstm_src.deepspeech2 import DeepSpeech2, ctc_loss, spectrogram
+from hlstm_src.scores import error_rates, greedy
+from hlstm_src.tasks import SPEEDS, SpeechTask, _played
+from tests.speech import SIZES, make_corpus
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return SpeechCorpus(make_corpus(tmp_path_factory.mktemp("tones")))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    model = DeepSpeech2(len(ALPHABET), "lstm", 1, 8, 2)
+    model.output.weight.data *= 20                                 # so that it hears something
+    return model
+
+
+def test_the_batches_of_an_epoch_depend_on_seed_and_epoch_alone(corpus):
+    task = SpeechTask(corpus, batch=5, seed=1)
+    torch.manual_seed(0)
+    first = task.batches(0)
+    torch.manual_seed(7)
+    assert first == SpeechTask(corpus, batch=5, seed=1).batches(0)
+    assert sorted(k for batch in first for k in batch) == list(range(SIZES["train"]))
+    assert len({str(batches) for batches in (first, task.batches(1), SpeechTask(corpus, batch=5).batches(0))}) == 3
+
+
+def test_the_loss_without_augmentation_is_that_of_the_plain_batch(corpus, model):
+    task = SpeechTask(corpus, augment=False)
+    chosen = [task.train[k] for k in (3, 0, 7)]
+    batch = corpora.collate([corpus.audio(u) for u in chosen], [u.transcript for u in chosen])
+    expected = ctc_loss(*model(*spectrogram(batch.waves, batch.lengths)), batch.targets, batch.target_lengths)
+    assert task.loss(model, [3, 0, 7], CPU).item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_augmentation_follows_the_global_seed(corpus, model):
+    task, losses = SpeechTask(corpus), []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        losses.append(task.loss(model, [0, 1, 2], CPU).item())
+    assert losses[0] == losses[1] != losses[2]
+    plain = SpeechTask(corpus, augment=False).loss(model, [0, 1, 2], CPU).item()
+    assert plain not in losses
+
+
+@pytest.mark.parametrize("speed", SPEEDS)
+def test_a_tone_played_at_another_speed_has_another_length_and_pitch(speed):
+    t = torch.arange(16_000) / 16_000
+    played = _played(torch.sin(2 * torch.pi * 440 * t), speed)
+    assert len(played) == int(16_000 / speed)
+    loudest = torch.fft.rfft(played).abs().argmax() * 16_000 / len(played)
+    assert loudest.item() == pytest.approx(440 * speed, abs=1)
+
+
+def test_transcripts_come_in_the_order_asked_for_whatever_the_batches(corpus, model):
+    utterances = corpus.split("test", "train")[::-1]
+    model.eval()
+    with torch.no_grad():
+        sounds = [corpus.audio(u) for u in utterances]
+        alone = [greedy(*model(*spectrogram(w[None], torch.tensor([len(w)]))))[0] for w in sounds]
+    assert len(set(alone)) > 3
+    for batch in (1, 4, 100):
+        model.train()
+        assert SpeechTask(corpus, batch=batch).transcribe(model, utterances, CPU) == alone
+        assert not model.training
+
+
+def test_validation_scores_are_error_rates_on_the_validation_set(corpus, model):
+    task = SpeechTask(corpus, limit=3)
+    rates = error_rates([u.transcript for u in corpus.split("valid")[:3]],
+                        task.transcribe(model, corpus.split("valid")[:3], CPU))
+    assert task.evaluate(model, CPU) == {"wer": rates["wer"], "cer": rates["cer"]}
+    assert len(task.train) == len(task.valid) == 3
+
+
+def test_a_sound_is_read_once(tmp_path):
+    corpus = SpeechCorpus(make_corpus(tmp_path, {"train": 1, "valid": 1, "test": 1}))
+    task = SpeechTask(corpus)
+    first = task.wave(task.train[0])
+    task.train[0].path.unlink()
+    assert task.wave(task.train[0]) is first

@@ -1,0 +1,295 @@
+"""The training loop: dormant stays dormant, and a run killed anywhere ends with the bits of one left alone."""
+
+import math
+import os
+import signal
+import threading
+
+import pytest
+import torch
+
+from hlstm_src.corpora import ALPHABET, SpeechCorpus
+from hlstm_src.deepspeech2 import DeepSpeech2
+from hlstm_src.growprune import Dense, GrowPruneSchedule
+from hlstm_src.masks import ConnectionMasks
+from hlstm_src.tasks import SpeechTask
+from hlstm_src.training import Interrupted, Settings, Trainer, TrainingError, learning_rate
+from tests.speech import make_corpus
+
+KEPT, UNDONE = 1000, -1000             # tolerances under which pruning is always, or never, good enough
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return SpeechCorpus(make_corpus(tmp_path_factory.mktemp("tones")))
+
+
+def dense():
+    return Dense(epochs=3)
+
+
+def grow_and_prune(tolerance=KEPT):
+    return GrowPruneSchedule(train_epochs=3, growth_epochs=2, rounds=2, prune_ratio=0.5, retrain_epochs=1,
+                             final_epochs=1, tolerance=tolerance)
+
+
+def trainer(corpus, schedule, checkpoint=None, *, cell="hlstm", precision="fp32", seed=0, key="k", **settings):
+    """A small trainer; each call makes the same one. Three batches an epoch."""
+    torch.manual_seed(seed)
+    model = DeepSpeech2(len(ALPHABET), cell, layers=2, hidden=8, channels=2, dropout=0.2,
+                        **({"gate_dropout": 0.2} if cell == "hlstm" else {}))
+    masks = None
+    if isinstance(schedule, GrowPruneSchedule):
+        masks = ConnectionMasks(model, "rnns.*weight_*", 0.5, torch.Generator().manual_seed(seed))
+    settings = Settings(**({"lr": 1e-2, "precision": precision} | settings))
+    return Trainer(model, SpeechTask(corpus, batch=4, seed=seed), schedule, settings, masks=masks, seed=seed,
+                   checkpoint=checkpoint, key=key, progress=False)
+
+
+def after_each_step(made, do):
+    """Calls `do(made)` after every step of a trainer; returns the trainer."""
+    step = made._step
+
+    def stepped(*args):
+        value = step(*args)
+        do(made)
+        return value
+    made._step = stepped
+    return made
+
+
+def result(made):
+    """What a run came to, apart from the time it took."""
+    history = [{k: v for k, v in row.items() if k != "seconds"} for row in made.history]
+    masks = {} if made.masks is None else made.masks.masks
+    return history, made.phases, made.step, {**made.model.state_dict(), **{f"mask {k}": m for k, m in masks.items()}}
+
+
+def assert_same(ours, theirs):
+    assert ours[:3] == theirs[:3]
+    assert ours[3].keys() == theirs[3].keys()
+    different = [name for name in ours[3] if not torch.equal(ours[3][name], theirs[3][name])]
+    assert not different
+
+
+def interrupted_run(make, every, number=signal.SIGINT):
+    """Runs `make()` with a signal after every so many batches, going on from the checkpoint each time."""
+    kills = 0
+    while True:
+        steps = 0
+
+        def kill(made):
+            nonlocal steps
+            steps += 1
+            if steps == every:
+                os.kill(os.getpid(), number)
+        made = after_each_step(make(), kill)
+        try:
+            made.train()
+            return made, kills
+        except Interrupted:
+            kills += 1
+
+
+# Resuming
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("schedule, cell, every", [
+    (dense, "lstm", 2), (dense, "gru", 3), (grow_and_prune, "hlstm", 1),
+    (lambda: grow_and_prune(UNDONE), "hlstm", 2)], ids=["lstm", "gru", "grow-and-prune", "undone"])
+def test_a_run_killed_again_and_again_ends_with_the_same_bits(corpus, tmp_path, schedule, cell, every, precision):
+    options = {"cell": cell, "precision": precision}
+    alone = trainer(corpus, schedule(), **options)
+    alone.train()
+    broken, kills = interrupted_run(lambda: trainer(corpus, schedule(), tmp_path / "run.checkpoint", **options), every)
+    assert kills == alone.step // every and kills > 2
+    assert_same(result(broken), result(alone))
+    assert broken.seconds == pytest.approx(sum(row["seconds"] for row in broken.history))
+    assert [p.name for p in tmp_path.iterdir()] == ["run.checkpoint"]
+
+
+def test_the_end_of_a_process_is_as_good_as_ctrl_c(corpus, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    made, kills = interrupted_run(lambda: trainer(corpus, dense(), tmp_path / "a.checkpoint"), 4, signal.SIGTERM)
+    alone = trainer(corpus, dense())
+    alone.train()
+    assert kills == 2 and signal.getsignal(signal.SIGTERM) == before
+    assert_same(result(made), result(alone))
+
+
+def test_a_finished_run_taken_up_again_trains_no_more(corpus, tmp_path):
+    path = tmp_path / "a.checkpoint"
+    first = trainer(corpus, dense(), path)
+    first.train()
+    again = after_each_step(trainer(corpus, dense(), path), lambda made: pytest.fail("it trains"))
+    again.train()
+    assert_same(result(again), result(first))
+
+
+def test_ctrl_c_says_where_the_checkpoint_is_or_that_there_is_none(corpus, tmp_path):
+    for path, words in ((tmp_path / "a.checkpoint", "a.checkpoint; the same command goes on from there"),
+                        (None, "no checkpoint was asked for")):
+        made = after_each_step(trainer(corpus, dense(), path), lambda made: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(Interrupted, match=f"stopped in epoch 1, batch 1; .*{words}"):
+            made.train()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_stops_at_once(corpus):
+    def twice(made):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        after_each_step(trainer(corpus, dense()), twice).train()
+
+
+def test_training_in_a_thread_works_without_signals(corpus):
+    made = trainer(corpus, Dense(epochs=1))
+    thread = threading.Thread(target=made.train)
+    thread.start()
+    thread.join()
+    assert len(made.history) == 1
+
+
+def test_a_checkpoint_of_another_recipe_is_set_aside(corpus, tmp_path, capsys):
+    path = tmp_path / "a.checkpoint"
+    trainer(corpus, dense(), path, key="old", seed=5).train()
+    old = path.read_bytes()
+    made, alone = trainer(corpus, dense(), path, key="new"), trainer(corpus, dense())
+    made.train()
+    alone.train()
+    assert_same(result(made), result(alone))
+    assert (tmp_path / "a.old").read_bytes() == old
+    assert f"{path}: of another recipe, corpus or code; set aside as a.old" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_refused_and_left_as_it_is(corpus, tmp_path):
+    path = tmp_path / "a.checkpoint"
+    trainer(corpus, Dense(epochs=1), path).train()
+    for data in (path.read_bytes()[:-10], path.read_bytes()[:20], b""):
+        path.write_bytes(data)
+        with pytest.raises(TrainingError, match="a.checkpoint: damaged.*; delete it to start anew"):
+            trainer(corpus, dense(), path).train()
+        assert path.read_bytes() == data
+
+
+# What a step does
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_dormant_weights_gradients_and_moments_are_zero_at_every_step(corpus, precision):
+    densities = set()
+
+    def check(made):
+        for name, p in made.masks.parameters.items():
+            dormant = ~made.masks.masks[name]
+            moments = [t for t in made.optimiser.state[p].values() if t.shape == p.shape]
+            assert len(moments) == 2 and dormant.any()
+            for tensor in (p, p.grad, *moments):
+                assert (tensor[dormant] == 0).all(), name
+            assert (p[~dormant] != 0).any() and (p.grad[~dormant] != 0).any()
+        densities.add(round(made.masks.density(), 4))
+    made = after_each_step(trainer(corpus, grow_and_prune(), precision=precision), check)
+    made.train()
+    assert made.step == 3 * 6 and len(densities) >= 4, "it neither grew nor was pruned"
+    assert [row["phase"] for row in made.phases] == ["grow", "grow", "train", "prune", "prune", "final"]
+    seed, grown, again = 0.5, made.phases[0]["density"], made.phases[1]["density"]
+    assert seed < grown < again
+    assert made.phases[4]["density"] == pytest.approx(again / 4, rel=0.02)
+    assert [row["phase"] for row in made.history] == ["grow", "grow", "train", "prune", "prune", "final"]
+
+
+def test_gradients_of_dormant_connections_are_seen_while_growing_and_only_then(corpus):
+    made = trainer(corpus, grow_and_prune())
+    seen = []
+
+    def look(made):
+        dormant = {name: ~mask for name, mask in made.masks.masks.items()}
+        seen.append({k: float(g[dormant[k]].abs().sum()) for k, g in made.gradients.sums.items()})
+    after_each_step(made, look).train()
+    growing = 2 * 3
+    assert all(len(sums) == len(made.masks.masks) and min(sums.values()) > 0 for sums in seen[:growing])
+    assert not any(seen[growing:])
+
+
+def test_pruning_that_costs_too_much_is_undone(corpus):
+    kept = {}
+    made = trainer(corpus, grow_and_prune(UNDONE))
+    end_epoch = made.schedule.end_epoch
+
+    def watched(masks, gradients, score):
+        before = made.schedule.phase
+        event = end_epoch(masks, gradients, score)
+        if before == "train":
+            kept["mask"] = {k: m for k, m in made.schedule._good.items()}
+        if before == "prune":
+            kept["restored"] = {f"weight.{k}": t.clone() for k, t in made.model.state_dict().items()}
+        return event
+    made.schedule.end_epoch = watched
+    made.train()
+    assert [(row["phase"], row["kept"]) for row in made.phases][2:4] == [("train", True), ("prune", False)]
+    assert all(torch.equal(t, kept["mask"][name]) for name, t in kept["restored"].items())
+    assert made.phases[-1]["density"] == made.phases[2]["density"] == made.masks.density()
+
+
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_a_hundredth():
+    rates = [learning_rate(2.0, k / 1000, 0.15) for k in range(1001)]
+    assert rates[0] == pytest.approx(0.08) and rates[-1] == pytest.approx(0.02)
+    assert max(rates) == rates[150] == pytest.approx(2.0)
+    assert rates[:151] == sorted(rates[:151]) and rates[150:] == sorted(rates[150:], reverse=True)
+    assert max(abs(a - b) for a, b in zip(rates, rates[1:])) < 0.02, "it jumps"
+    assert rates[75] == pytest.approx(2 * (0.04 + 0.96 / 2)) and rates[575] == pytest.approx(2 * 0.505)
+    assert learning_rate(1.0, 0, 0) == pytest.approx(1.0)
+
+
+def test_each_stretch_has_its_own_cycle_and_retraining_half_the_peak(corpus):
+    made, rates = trainer(corpus, grow_and_prune(), lr=1e-2, warmup=0.2), []
+    after_each_step(made, lambda made: rates.append(made.optimiser.param_groups[0]["lr"])).train()
+    stretches = [rates[:9], rates[9:12], rates[12:15], rates[15:]]
+    assert rates[:9] == [learning_rate(1e-2, k / 9, 0.2) for k in range(9)]
+    for stretch in stretches[1:]:
+        assert stretch == [learning_rate(5e-3, k / 3, 0.2) for k in range(3)]
+    assert [row["lr"] for row in made.history] == [rates[k] for k in (2, 5, 8, 11, 14, 17)]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_ends_the_run_before_it_spoils_a_weight(corpus, value):
+    made = trainer(corpus, dense())
+    real, before = made.task.loss, []
+
+    def loss(model, batch, device):
+        if made.step == 4:
+            before.extend(p.clone() for p in model.parameters())
+        return real(model, batch, device) * (value if made.step == 4 else 1)
+    made.task.loss = loss
+    with pytest.raises(TrainingError, match=f"loss became {value} in epoch 2; lower the learning rate"):
+        made.train()
+    assert before and all(torch.equal(a, b) for a, b in zip(before, made.model.parameters()))
+
+
+def test_gradients_are_clipped(corpus):
+    norms = []
+
+    def norm(made):
+        norms.append(torch.stack([p.grad.norm() for p in made.model.parameters()]).norm().item())
+    after_each_step(trainer(corpus, Dense(epochs=1), clip=1e-3), norm).train()
+    assert norms == pytest.approx([1e-3] * 3, rel=1e-3)
+
+
+def test_seed_and_precision_change_the_result_and_nothing_else_does(corpus):
+    def losses(**options):
+        made = trainer(corpus, Dense(epochs=1), **options)
+        torch.rand(made.step + 7)                                  # randomness drawn elsewhere
+        made.train()
+        return made.history[0]["loss"]
+    first = losses()
+    assert first == losses() and len({first, losses(seed=1), losses(precision="bf16")}) == 3
+    assert losses(precision="bf16") == pytest.approx(first, rel=0.05)
+
+
+def test_it_learns(corpus):
+    made = trainer(corpus, Dense(epochs=12), cell="lstm", lr=2e-2)
+    made.train()
+    losses = [row["loss"] for row in made.history]
+    assert losses[-1] < 0.6 * losses[0]
+    assert [row["epoch"] for row in made.history] == list(range(12)) and made.schedule.done
+    assert made.seconds == pytest.approx(sum(row["seconds"] for row in made.history))
