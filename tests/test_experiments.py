@@ -100,6 +100,21 @@ def test_the_stored_model_scores_what_the_record_says(results, corpus, name, see
     assert {k: valid[k] for k in record.valid_scores} == record.valid_scores
 
 
+def test_it_is_the_stored_file_that_is_scored(results, monkeypatch):
+    """If storing turns the recogniser deaf, the record says so."""
+    save = experiments.save_model
+
+    def deafened(file, model, *args):
+        model.output.bias.data[0] += 100                           # nothing but blanks
+        save(file, model, *args)
+        model.output.bias.data[0] -= 100
+    monkeypatch.setattr(experiments, "save_model", deafened)
+    record = run(force=True)
+    assert {s["hypothesis"] for s in record.samples} == {""} and record.scores["wer"] == 100
+    assert record.valid_scores == {"wer": 100, "cer": 100}
+    assert record.history[-1].scores["cer"] < 100
+
+
 def test_evaluating_the_first_few_is_evaluating_these(results, corpus):
     file = records.path_of("ds2-lstm", "smoke", 0).with_suffix(".safetensors")
     _, heard = experiments.evaluate(file, corpus)

@@ -208,6 +208,7 @@ def test_an_alignment_writes_each_letter_at_its_time(sound, text):
     assert not any(a.overlaps(b) for a, b in zip(boxes, boxes[1:]))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 130), st.integers(1, 130), st.integers(0, 9))
 def test_blocks_keep_the_share_of_live_connections(rows, columns, seed):
     mask = np.random.default_rng(seed).random((rows, columns)) < 0.3

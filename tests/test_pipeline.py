@@ -89,7 +89,7 @@ class Book:
     def call(self, *command):
         environment = {**os.environ, "PYTHONPATH": str(self.folder)}
         environment.pop("HLSTM_REAL_DATA", None)
-        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=900)
 
     def make(self, profile="smoke"):
         return self.call("make", "book", f"PROFILE={profile}", f"PY={sys.executable}")

@@ -123,6 +123,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Refused as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        say(f"chapter {given.notebook} ({given.profile}): stopped")
+        return 130
     if done:
         seconds = time.monotonic() - started
         say(f"chapter {given.notebook} ({given.profile}): done in {seconds:.0f} s")
