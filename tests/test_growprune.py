@@ -317,9 +317,10 @@ def test_after_a_broken_floor_the_last_good_network_comes_back_exactly():
     assert same(run.state(), run.states[10])                            # the last stretch made it better: kept
 
 
-@pytest.mark.parametrize("last, kept", [(10.9, True), (11, True), (11.1, False), (float("nan"), False)])
-def test_a_last_stretch_that_made_it_worse_is_undone(last, kept):
-    run = Run(GrowPruneSchedule(**STORY), SCORES[:-1] + [last]).finish()
+@pytest.mark.parametrize("good, last, kept", [(11, 10.9, True), (11, 11, True), (11, 11.1, False),
+                                              (11, float("nan"), False), (10.5, 10.6, False)])
+def test_a_last_stretch_that_made_it_worse_than_the_last_good_round_is_undone(good, last, kept):
+    run = Run(GrowPruneSchedule(**STORY), [*SCORES[:6], good, *SCORES[7:-1], last]).finish()
     assert run.happened()[-1] == ("final", kept) and same(run.state(), run.states[10 if kept else 6])
 
 

@@ -71,7 +71,8 @@ def one_line(err: str) -> str:
     (["evaluate"], ["model", "--corpus", "--split", "--limit", "--show"]), (["report"], ["--profile"]),
     (["doctor"], ["Exit code 1"])])
 def test_every_command_has_help(words, told):
-    shown = CliRunner().invoke(command.app, [*words, "--help"], env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
+    terminal = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
+    shown = CliRunner().invoke(command.app, [*words, "--help"], env=terminal)
     assert shown.exit_code == 0
     text = re.sub(r"\x1b\[[0-9;]*m", "", shown.output)
     assert all(word in text for word in told), text
