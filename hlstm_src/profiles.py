@@ -9,7 +9,7 @@ MINI_SPEECH = "data_prep/mini/speech"
 
 @dataclass(frozen=True)
 class Speech:
-    """Sizes of the speech experiments; `epochs` is a dense run's."""
+    """Sizes of the speech experiments. `epochs` is a dense run's; the phases of grow-and-prune add up to it."""
     corpus: str                     # folder, relative to the project's root
     hidden: int                     # H, width of the recurrent state
     channels: int                   # of the convolutions
@@ -44,7 +44,7 @@ PROFILES = {p.name: p for p in (
                              growth_epochs=3, train_epochs=24, rounds=4, prune_ratio=0.5, retrain_epochs=4,
                              final_epochs=8, tolerance=4, batch=8, lr=3e-3), kept=False),
     Profile("desk", Speech("data/an4", hidden=256, channels=32, lstm_layers=3, hlstm_layers=2, epochs=42,
-                           growth_epochs=4, train_epochs=18, rounds=4, prune_ratio=0.5, retrain_epochs=4,
+                           growth_epochs=4, train_epochs=26, rounds=3, prune_ratio=0.5, retrain_epochs=4,
                            final_epochs=4, tolerance=2, lr=2e-3), kept=True),
     Profile("paper", Speech("data/an4", hidden=800, channels=32, lstm_layers=5, hlstm_layers=3, epochs=120,
                             growth_epochs=8, train_epochs=60, rounds=8, prune_ratio=0.4, retrain_epochs=6,
