@@ -69,7 +69,7 @@ class _Part(pydantic.BaseModel):
 
 
 class EpochRow(_Part):
-    """One epoch: training loss, learning rate at its end, seconds, densities, validation scores."""
+    """One epoch, counted from 0: training loss, learning rate at its end, seconds, densities, validation scores."""
     epoch: Natural
     phase: str
     loss: float
