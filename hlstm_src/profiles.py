@@ -9,7 +9,8 @@ MINI_SPEECH = "data_prep/mini/speech"
 
 @dataclass(frozen=True)
 class Speech:
-    """Sizes of the speech experiments. `epochs` is a dense run's; the phases of grow-and-prune add up to it."""
+    """Sizes of the speech experiments. `epochs` is a dense run's; grow-and-prune adds rounds of its own to a first
+    stretch that must be long enough for CTC to find the letters."""
     corpus: str                     # folder, relative to the project's root
     hidden: int                     # H, width of the recurrent state
     channels: int                   # of the convolutions
@@ -41,8 +42,8 @@ PROFILES = {p.name: p for p in (
                             growth_epochs=1, train_epochs=2, rounds=1, prune_ratio=0.5, retrain_epochs=1,
                             final_epochs=1, tolerance=100, batch=4, limit=12, precision="fp32"), kept=False),
     Profile("laptop", Speech(MINI_SPEECH, hidden=64, channels=8, lstm_layers=2, hlstm_layers=2, epochs=48,
-                             growth_epochs=3, train_epochs=24, rounds=4, prune_ratio=0.5, retrain_epochs=4,
-                             final_epochs=8, tolerance=4, batch=8, lr=3e-3), kept=False),
+                             growth_epochs=3, train_epochs=40, rounds=4, prune_ratio=0.5, retrain_epochs=3,
+                             final_epochs=6, tolerance=4, batch=8, lr=3e-3), kept=False),
     Profile("desk", Speech("data/an4", hidden=256, channels=32, lstm_layers=3, hlstm_layers=2, epochs=42,
                            growth_epochs=4, train_epochs=26, rounds=3, prune_ratio=0.5, retrain_epochs=4,
                            final_epochs=4, tolerance=2, lr=2e-3), kept=True),
