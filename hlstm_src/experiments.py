@@ -44,7 +44,7 @@ class Recipe:
 
 def _speech(s: Speech, title: str, cell: str, layers: int, schedule: dict, **options) -> Recipe:
     model = {"labels": len(ALPHABET), "cell": cell, "layers": layers, "hidden": s.hidden, "channels": s.channels,
-             "dropout": 0.1} | ({"gate_dropout": 0.1, "activation": "tanh"} if cell == "hlstm" else {})
+             "dropout": 0.1} | ({"activation": "tanh"} if cell == "hlstm" else {})
     return Recipe(title, model, schedule, Settings(lr=s.lr, precision=s.precision),
                   {"batch": s.batch, "limit": s.limit}, **options)
 
