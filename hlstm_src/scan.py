@@ -21,12 +21,14 @@ from torch import Tensor
 
 PACK_FROM = 2 ** 18, 8      # entries of a matrix and products with it from which on packing pays
 
-# The activations in place; what comes back is multiplied with their slopes, computed from their outputs a.
+aten = torch.ops.aten
+
+# The activations in place; and what they do to a gradient d on its way back, given their outputs a.
 IN_PLACE = {"relu": torch.relu_, "leaky_relu": lambda z: F.leaky_relu_(z, 0.01), "tanh": torch.tanh_, "elu": F.elu_}
-SLOPES = {"relu": lambda a: a > 0,
-          "leaky_relu": lambda a: (a > 0).to(a.dtype).clamp_(min=0.01),
-          "tanh": lambda a: 1 - a * a,
-          "elu": lambda a: torch.where(a > 0, 1.0, a + 1)}
+GRADIENTS = {"relu": lambda d, a, out: aten.threshold_backward.grad_input(d, a, 0, grad_input=out),
+             "leaky_relu": lambda d, a, out: aten.leaky_relu_backward.grad_input(d, a, 0.01, True, grad_input=out),
+             "tanh": lambda d, a, out: aten.tanh_backward.grad_input(d, a, grad_input=out),
+             "elu": lambda d, a, out: aten.elu_backward.grad_input(d, 1, 1, 1, True, a, grad_input=out)}
 
 
 def product(weight: Tensor, groups: int, rows: int, calls: int, bias: Tensor | None = None) -> Callable:
@@ -34,9 +36,12 @@ def product(weight: Tensor, groups: int, rows: int, calls: int, bias: Tensor | N
     transpose of block k, plus bias (R). It expects to be called about `calls` times."""
     R, K = weight.shape
     if (weight.numel() >= PACK_FROM[0] and calls >= PACK_FROM[1] and weight.device.type == "cpu"
-            and weight.dtype in (torch.float32, torch.bfloat16) and hasattr(torch.ops.mkldnn, "_convolution_pointwise")):
-        # A grouped convolution with 1x1 pixels over an image of `rows` pixels is this very product, and one that
-        # takes packed weights.
+            and weight.dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available()):
+        if groups == 1:
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+            return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+        # A convolution of 1x1 pixels in groups, over an image of `rows` pixels, is this very product, and one that takes
+        # packed weights.
         how = [0, 0], [1, 1], [1, 1], groups
         packed = torch.ops.mkldnn._reorder_convolution_weight(
             weight[..., None, None].contiguous(memory_format=torch.channels_last), *how, [1, groups * K, 1, rows])
@@ -77,28 +82,29 @@ def scan(inputs: Tensor, h: Tensor, c: Tensor, hh: Tensor, weights: list[Tensor]
     of the layers behind the first hidden one, (N*G, G) and (N*G), the last (D*4H, G) and (D*4H); biases may be empty.
     noise: a dropout factor (T, B, N*G) for each hidden layer, or empty. stacks = N.
     Returns h and c of all steps, (T, B, D*H), and for the way back the gates (T, B, D*4H) and the hidden layers before
-    dropout (layers, T, B, N*G). Under bfloat16 autocast the products and what is kept for the way back are in bfloat16;
-    states and element-wise work stay in float32, since c sums over many steps.
+    dropout (layers, T, B, N*G). Under bfloat16 autocast the products and hidden layers are in bfloat16; states, gates
+    and element-wise work stay in float32, since c sums over many steps.
     """
     (T, B, _), H, low = inputs.shape, hh.shape[1], inputs.dtype
     D = h.shape[1] // H
-    hs, cs, gates, hidden = _results(inputs, h, c, hh, weights)
+    results = _results(inputs, h, c, hh, weights)
+    hs, cs, gates, hidden = results[0].unbind(0), *_by_step(*results[1:], B, D, H)
     recur = product(hh, D, B, T)
     layers = [product(w, stacks, B, T, bias) for w, bias in zip(weights, biases or [None] * len(weights))]
-    for t in range(T):
-        z = torch.add(recur(h.to(low)), inputs[t], out=hidden[0, t])
+    c = c.view(B, D, H)
+    for t, (x, now) in enumerate(zip(inputs.unbind(0), gates)):
+        z = torch.add(recur(h.to(low)), x, out=hidden[0][t])
         for j, layer in enumerate(layers):
-            a = IN_PLACE[activation](z if j == 0 else hidden[j, t].copy_(z))
+            a = IN_PLACE[activation](z if j == 0 else hidden[j][t].copy_(z))
             z = layer(a * noise[j][t] if noise else a)
         z = z.view(B, D, 4, H).to(c.dtype)
-        candidate = z[:, :, 2].tanh()                              # g; its row among the sigmoids' comes next
-        now = z.sigmoid_()
-        now[:, :, 2] = candidate
-        gates[t] = now.view(B, -1)
         i, f, g, o = now.unbind(2)
-        c = torch.mul(f, c.view(B, D, H), out=cs[t].view(B, D, H)).addcmul_(i, g)
-        h = torch.mul(o, c.tanh(), out=hs[t].view(B, D, H)).view(B, -1)
-    return hs, cs, gates, hidden
+        torch.sigmoid(z, out=now)
+        torch.tanh(z[:, :, 2], out=g)
+        c = torch.mul(f, c, out=cs[t]).addcmul_(i, g)
+        h = hs[t]
+        torch.mul(o, c.tanh(), out=h.view(B, D, H))
+    return results
 
 
 @scan.register_fake
@@ -106,7 +112,12 @@ def _results(inputs, h, c, hh, weights, *rest):
     """Room for what `scan` returns."""
     T, B, width = inputs.shape
     states = h.new_empty(T, B, h.shape[1]), h.new_empty(T, B, h.shape[1])
-    return *states, inputs.new_empty(T, B, 4 * h.shape[1]), inputs.new_empty(len(weights), T, B, width)
+    return *states, h.new_empty(T, B, 4 * h.shape[1]), inputs.new_empty(len(weights), T, B, width)
+
+
+def _by_step(cs, gates, hidden, B, D, H):
+    """Lists of what belongs to a step: c (B, D, H), gates (B, D, 4, H), and by layer the hidden layers (B, N*G)."""
+    return cs.view(-1, B, D, H).unbind(0), gates.view(-1, B, D, 4, H).unbind(0), [a.unbind(0) for a in hidden]
 
 
 @torch.library.custom_op("hlstm::scan_backward", mutates_args=())
@@ -115,39 +126,40 @@ def scan_backward(dhs: Tensor | None, dcs: Tensor | None, c: Tensor, cs: Tensor,
                   ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """From the gradients of h and c of all steps, or None for none, to those of what stands before each activation,
     hidden layers (layers, T, B, N*G) and gates (T, B, D*4H), and of the first h and c (B, D*H)."""
-    (T, B, _), H, low = gates.shape, hh.shape[1], gates.dtype
+    (T, B, _), H, low = gates.shape, hh.shape[1], hidden.dtype
     D = c.shape[1] // H
-    dgates, dhidden = torch.empty_like(gates), torch.empty_like(hidden)
+    results = torch.empty_like(gates), torch.empty_like(hidden)
     recur, layers = back(hh, D, B, T), [back(w, stacks, B, T) for w in weights]
-    dh, dc = c.new_zeros(B, D, H), c.new_zeros(B, D, H)
+    dh, dc, before = c.new_zeros(B, D, H), c.new_zeros(B, D, H), c.view(B, D, H)
+    cs, gates, hidden = _by_step(cs, gates, hidden, B, D, H)
+    _, dgates, dhidden = _by_step(c, *results, B, D, H)
     for t in reversed(range(T)):
         if dhs is not None:
             dh += dhs[t].view(B, D, H)
         if dcs is not None:
             dc += dcs[t].view(B, D, H)
-        now = gates[t].view(B, D, 4, H).to(c.dtype)
-        i, f, g, o = now.unbind(2)
-        tanh_c = cs[t].view(B, D, H).tanh()
+        i, f, g, o = gates[t].unbind(2)
+        tanh_c = cs[t].tanh()
         dc.addcmul_(dh * o, 1 - tanh_c * tanh_c)
-        d = torch.addcmul(now, now, now, value=-1)                 # the sigmoids' slopes
+        d = torch.addcmul(gates[t], gates[t], gates[t], value=-1, out=dgates[t])     # the sigmoids' slopes
         di, df, dg, do = d.unbind(2)
         di *= g
-        df *= (cs[t - 1] if t else c).view(B, D, H)
-        torch.addcmul(i, g * i, g, value=-1, out=dg)               # i (1 - g^2)
-        do *= tanh_c * dh
+        df *= cs[t - 1] if t else before
+        torch.addcmul(i, i * g, g, value=-1, out=dg)               # i (1 - g^2)
+        do *= tanh_c.mul_(dh)
         d[:, :, :3] *= dc.unsqueeze(2)
         dc *= f
-        d = dgates[t].copy_(d.view(B, -1))
+        d = d.view(B, -1).to(low)
         for j in reversed(range(len(layers))):
             d = layers[j](d)
-            d = torch.mul(d if not noise else d * noise[j][t], SLOPES[activation](hidden[j, t]), out=dhidden[j, t])
+            d = GRADIENTS[activation](d * noise[j][t] if noise else d, hidden[j][t], dhidden[j][t])
         dh = recur(d).view(B, D, H).to(c.dtype)
-    return dhidden, dgates, dh.view(B, -1), dc.view(B, -1)
+    return results[1], results[0].to(low), dh.view(B, -1), dc.view(B, -1)
 
 
 @scan_backward.register_fake
 def _(dhs, dcs, c, cs, gates, hidden, *rest):
-    return torch.empty_like(hidden), torch.empty_like(gates), torch.empty_like(c), torch.empty_like(c)
+    return torch.empty_like(hidden), hidden.new_empty(gates.shape), torch.empty_like(c), torch.empty_like(c)
 
 
 def _keep(ctx, inputs, output):
