@@ -5,10 +5,12 @@ The paper (abstract; equations follow from its words): with z = [x_t, h_(t-1)] a
 A plain LSTM has an empty stack, H*(z) = z. Sizes: T steps, B batch, I input, H hidden, G gate width, D directions,
 S stacks of hidden layers (4: one for each gate; 1: shared). The gates' rows stand in PyTorch's order i, f, g, o.
 
-`step` is the definition, `unroll` repeats it, and `HLSTM` computes the same quickly; the tests hold them together.
+`step` is the definition, `unroll` repeats it, and `HLSTM` computes the same quickly by `scan`; the tests hold them
+together.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -30,7 +32,8 @@ class CellWeights:
     ih: Tensor                              # (S*G, I), or (4H, I) without hidden layers
     hh: Tensor                              # (S*G, H), or (4H, H)
     bias: Tensor | None = None              # (S*G) or (4H)
-    gates: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)   # (S*G, G) ..., last (4H, G)
+    # Of each layer behind the first hidden one: S blocks of rows, one for each stack, and a bias for all of them.
+    gates: list[tuple[Sequence[Tensor], Tensor | None]] = field(default_factory=list)    # (G, G) ..., last (4H/S, G)
 
 
 def step(x: Tensor, h: Tensor, c: Tensor, w: CellWeights, activation: str = "relu", noise=None):
@@ -39,12 +42,12 @@ def step(x: Tensor, h: Tensor, c: Tensor, w: CellWeights, activation: str = "rel
     x (B, I), h and c (B, H) -> new h, c. `noise` holds a dropout factor (B, S*G) for each hidden layer, or None.
     """
     z = F.linear(x, w.ih, w.bias) + F.linear(h, w.hh)
-    for j, (weight, bias) in enumerate(w.gates):
+    for j, (blocks, bias) in enumerate(w.gates):
         a = ACTIVATIONS[activation](z)
         if noise is not None:
             a = a * noise[j]
-        stacks = a.split(weight.shape[1], dim=1)                   # S of them, G wide, each with its own rows
-        z = torch.cat([F.linear(s, rows) for s, rows in zip(stacks, weight.chunk(len(stacks)))], dim=1)
+        stacks = a.split([block.shape[1] for block in blocks], dim=1)
+        z = torch.cat([F.linear(stack, block) for stack, block in zip(stacks, blocks)], dim=1)
         z = z if bias is None else z + bias
     i, f, g, o = z.chunk(4, dim=1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
@@ -52,10 +55,12 @@ def step(x: Tensor, h: Tensor, c: Tensor, w: CellWeights, activation: str = "rel
 
 
 def unroll(x: Tensor, h: Tensor, c: Tensor, w: CellWeights, activation: str = "relu", noise=None):
-    """`step` over x (T, B, I): returns all h (T, B, H) and all c (T, B, H). Written to be read, not to be fast."""
+    """`step` over x (T, B, I): returns all h (T, B, H) and all c (T, B, H). Written to be read, not to be fast.
+
+    `noise` is as in `step`, the same at all steps, or has a factor (T, B, S*G) for each."""
     hs, cs = [], []
     for t in range(len(x)):
-        h, c = step(x[t], h, c, w, activation, noise)
+        h, c = step(x[t], h, c, w, activation, noise and [n[t] if n.dim() == 3 else n for n in noise])
         hs.append(h)
         cs.append(c)
     return torch.stack(hs), torch.stack(cs)
@@ -75,33 +80,44 @@ class HLSTM(nn.Module):
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional: as `torch.nn.LSTM`.
-        gate_layers: hidden layers inside each gate. gate_width: their width G, `hidden_size` by default.
-        activation: relu | leaky_relu | tanh | elu, of the hidden layers. gate_dropout: dropout on them, one
-            draw for a whole sequence (Gal and Ghahramani, 2016).
+        gate_layers: hidden layers inside each gate. gate_width: their width G, `hidden_size` by default; for a width
+            of its own in each gate four numbers in the paper's order f, i, o, g, or {"f": ..., "i": ..., ...}.
+        activation: relu | leaky_relu | tanh | elu, of the hidden layers.
+        gate_dropout: dropout on the hidden layers in training. gate_dropout_per: "sequence" drops the same units at
+            all steps of a sequence (Gal and Ghahramani, 2016), "step" draws anew at each step.
         merge: "concat" or "sum" of the two directions. shared_hidden: one stack of hidden layers for all four gates.
 
     Weights of layer k, direction suffix "" or "_reverse": `weight_ih_l{k}` (4G, I) and `weight_hh_l{k}` (4G, H) feed
     the first hidden layers, `weight_gate{j}_l{k}` the layers behind them, the last one (4H, G); at `gate_layers=0`
-    the names and shapes are those of `torch.nn.LSTM`, whose state dict then loads.
+    the names and shapes are those of `torch.nn.LSTM`, whose state dict then loads. Rows stand in the order of the gates
+    i, f, g, o. Gates of unequal widths have matrices of their own, `weight_gate{j}_{gate}_l{k}`.
     """
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, gate_layers: int = 1,
-                 gate_width: int | None = None, activation: str = "relu", gate_dropout: float = 0.0,
-                 bias: bool = True, batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False,
+                 gate_width: int | Sequence[int] | Mapping[str, int] | None = None, activation: str = "relu",
+                 gate_dropout: float = 0.0, gate_dropout_per: str = "sequence", bias: bool = True,
+                 batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False,
                  merge: str = "concat", shared_hidden: bool = False):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}")
         if merge not in ("concat", "sum"):
             raise ValueError(f"merge {merge!r}: choose 'concat' or 'sum'")
-        gate_width = hidden_size if gate_width is None else gate_width
-        if min(input_size, hidden_size, num_layers, gate_width) < 1 or gate_layers < 0:
+        if gate_dropout_per not in ("sequence", "step"):
+            raise ValueError(f"gate_dropout_per {gate_dropout_per!r}: choose 'sequence' or 'step'")
+        widths = _widths(hidden_size if gate_width is None else gate_width)
+        self.uneven = len(set(widths)) > 1
+        if self.uneven and shared_hidden:
+            raise ValueError(f"gate_width {gate_width}: a stack shared by all gates has one width")
+        if min(input_size, hidden_size, num_layers, *widths) < 1 or gate_layers < 0:
             raise ValueError("sizes, num_layers and gate_width must be at least 1, gate_layers at least 0")
         if not (0 <= dropout < 1 and 0 <= gate_dropout < 1):
             raise ValueError("dropout and gate_dropout must lie in [0, 1)")
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
-        self.gate_layers, self.gate_width, self.shared_hidden = gate_layers, gate_width, shared_hidden
-        self.activation, self.gate_dropout, self.dropout = activation, gate_dropout, dropout
+        self.gate_layers, self.shared_hidden, self.activation = gate_layers, shared_hidden, activation
+        self.gate_width = dict(zip("ifgo", widths)) if self.uneven else widths[0]
+        self.widths = widths[:1] if shared_hidden else widths      # of each stack, in the order of the rows
+        self.gate_dropout, self.gate_dropout_per, self.dropout = gate_dropout, gate_dropout_per, dropout
         self.bias, self.batch_first, self.bidirectional, self.merge = bias, batch_first, bidirectional, merge
         self.directions = 2 if bidirectional else 1
         self.output_size = hidden_size * (2 if bidirectional and merge == "concat" else 1)
@@ -115,15 +131,20 @@ class HLSTM(nn.Module):
         return [f"_l{k}", f"_l{k}_reverse"][:self.directions]
 
     def _shapes(self, input_size: int) -> dict[str, tuple[int, ...]]:
-        G, H = self.gate_width, self.hidden_size
-        hidden = (1 if self.shared_hidden else 4) * G              # rows of a layer that feeds a hidden layer
+        H, widths = self.hidden_size, self.widths
+        hidden = sum(widths)                                       # rows of a layer that feeds a hidden layer
         first = hidden if self.gate_layers else 4 * H
         shapes = {"weight_ih": (first, input_size), "weight_hh": (first, H), "bias_ih": (first,)}
         if self.gate_layers == 0:
             shapes["bias_hh"] = (first,)                           # as torch.nn.LSTM has it
         for j in range(1, self.gate_layers + 1):
-            rows = 4 * H if j == self.gate_layers else hidden
-            shapes |= {f"weight_gate{j}": (rows, G), f"bias_gate{j}": (rows,)}
+            last = j == self.gate_layers
+            rows = 4 * H if last else hidden
+            if self.uneven:
+                shapes |= {f"weight_gate{j}_{gate}": (H if last else G, G) for gate, G in zip("ifgo", widths)}
+            else:
+                shapes[f"weight_gate{j}"] = rows, widths[0]
+            shapes[f"bias_gate{j}"] = (rows,)
         return {name: shape for name, shape in shapes.items() if self.bias or not name.startswith("bias")}
 
     def reset_parameters(self) -> None:
@@ -147,7 +168,11 @@ class HLSTM(nn.Module):
         bias = get("bias_ih")
         if bias is not None and self.gate_layers == 0:
             bias = bias + get("bias_hh")
-        gates = [(get(f"weight_gate{j}"), get(f"bias_gate{j}")) for j in range(1, self.gate_layers + 1)]
+        gates = []
+        for j in range(1, self.gate_layers + 1):
+            blocks = ([get(f"weight_gate{j}_{gate}") for gate in "ifgo"] if self.uneven
+                      else get(f"weight_gate{j}").chunk(len(self.widths)))
+            gates.append((blocks, get(f"bias_gate{j}")))
         return CellWeights(get("weight_ih"), get("weight_hh"), bias, gates)
 
     def forward(self, input, hx=None, lengths: Tensor | None = None, with_state: bool = True):
@@ -213,7 +238,8 @@ class HLSTM(nn.Module):
         return hs[0], hn, cn
 
     def _hidden(self, k, xs, h, c, weights, lengths, with_state):
-        D, S = self.directions, (1 if self.shared_hidden else 4)
+        D = self.directions
+        weights = [_even(w, self.widths) for w in weights] if self.uneven else weights
         inputs = torch.cat([F.linear(x, w.ih, w.bias) for x, w in zip(xs, weights)], dim=2)      # (T, B, D*S*G)
         low = inputs.dtype                                         # bfloat16 under autocast; the products follow
 
@@ -221,17 +247,19 @@ class HLSTM(nn.Module):
             return torch.cat(list(tensors)).to(low)
         mats, biases = [], []
         for layers in zip(*(w.gates for w in weights)):            # the same layer of all directions
-            mats.append(join(weight for weight, _ in layers))
+            mats.append(join(block for blocks, _ in layers for block in blocks))
             biases += [join(bias for _, bias in layers)] if self.bias else []
-        noise = self.noise((1, *inputs.shape[1:]), inputs) if self.training and self.gate_dropout else []
+        noise = self.noise(inputs.shape, inputs) if self.training and self.gate_dropout else []
         h, c = (s.transpose(0, 1).flatten(1) for s in (h, c))      # (B, D*H)
         hs, cs, *_ = scan(inputs, h, c, join(w.hh for w in weights), mats, biases,
-                          [n.expand_as(inputs) for n in noise], D * S, self.activation)
+                          [n.expand_as(inputs) for n in noise], D * len(self.widths), self.activation)
         hs, cs = hs.chunk(D, dim=2), cs.chunk(D, dim=2)            # a direction each
         return hs, torch.stack([s[-1] if lengths is None else _at_end(s, lengths) for s in cs])
 
     def noise(self, shape, like: Tensor) -> list[Tensor]:
-        """Dropout factors for each hidden layer: 0, or 1 / (1 - gate_dropout)."""
+        """Dropout factors for each hidden layer, 0 or 1 / (1 - gate_dropout): of shape (T, B, units), or (1, B, units)
+        where a sequence keeps its own."""
+        shape = shape if self.gate_dropout_per == "step" else (1, *shape[1:])
         keep = 1 - self.gate_dropout
         return [torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(keep).div_(keep)
                 for _ in range(self.gate_layers)]
@@ -255,9 +283,56 @@ class HLSTM(nn.Module):
             cn.append(last[0])
         return hs, torch.stack(cn)
 
+    @classmethod
+    def from_lstm(cls, lstm: nn.LSTM) -> "HLSTM":
+        """A copy of a `torch.nn.LSTM`, its weights included: `gate_layers=0`. ValueError for one with `proj_size`."""
+        if lstm.proj_size:
+            raise ValueError(f"proj_size={lstm.proj_size}: an HLSTM has no projections")
+        ours = cls(lstm.input_size, lstm.hidden_size, lstm.num_layers, gate_layers=0, bias=lstm.bias,
+                   batch_first=lstm.batch_first, dropout=lstm.dropout, bidirectional=lstm.bidirectional)
+        return _like(ours, lstm)
+
+    def to_lstm(self) -> nn.LSTM:
+        """A copy as `torch.nn.LSTM`. ValueError if there are hidden layers or directions that are summed."""
+        if self.gate_layers or (self.bidirectional and self.merge == "sum"):
+            raise ValueError("torch.nn.LSTM knows only gate_layers=0 and merge='concat'")
+        theirs = nn.LSTM(self.input_size, self.hidden_size, self.num_layers, bias=self.bias,
+                         batch_first=self.batch_first, dropout=self.dropout, bidirectional=self.bidirectional)
+        return _like(theirs, self)
+
     def extra_repr(self) -> str:
         text = f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, gate_layers={self.gate_layers}"
         return text + (f", bidirectional, merge={self.merge}" if self.bidirectional else "")
+
+
+def _widths(gate_width) -> tuple[int, ...]:
+    """The option `gate_width` as widths in the order of the rows, i, f, g, o."""
+    if isinstance(gate_width, int):
+        return (gate_width,) * 4
+    if not isinstance(gate_width, Mapping):
+        gate_width = dict(zip("fiog", gate_width)) if len(gate_width) == 4 else {}
+    if set(gate_width) != set("fiog"):
+        raise ValueError("gate_width must be a number, or four in the order f, i, o, g, or four by these names")
+    return tuple(gate_width[gate] for gate in "ifgo")
+
+
+def _even(w: CellWeights, widths: Sequence[int]) -> CellWeights:
+    """The same cell with all gates as wide as the widest: the units added are always zero, and feed nothing."""
+    def rows(t):
+        return None if t is None else torch.cat([F.pad(part, (0, 0) * (t.dim() - 1) + (0, max(widths) - len(part)))
+                                                 for part in t.split(widths)])
+    gates = []
+    for blocks, bias in w.gates:
+        filled = torch.cat([F.pad(block, (0, max(widths) - block.shape[1])) for block in blocks])
+        last = len(gates) + 1 == len(w.gates)
+        gates.append(([filled], bias) if last else ([rows(filled)], rows(bias)))
+    return CellWeights(rows(w.ih), rows(w.hh), rows(w.bias), gates)
+
+
+def _like(module: nn.Module, other: nn.Module) -> nn.Module:
+    """Takes over the weights, their type and device, and the mode of a module with the same parameters."""
+    module.to(next(other.parameters())).load_state_dict(other.state_dict())
+    return module.train(other.training)
 
 
 def _alive(x: Tensor, lengths: Tensor) -> Tensor:
@@ -280,7 +355,8 @@ class HLSTMCell(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int, **options):
         super().__init__()
-        unknown = options.keys() & {"num_layers", "batch_first", "dropout", "bidirectional", "merge"}
+        unknown = options.keys() & {"num_layers", "batch_first", "dropout", "bidirectional", "merge",
+                                    "gate_dropout_per"}
         if unknown:
             raise ValueError(f"a single cell takes no {', '.join(sorted(unknown))}")
         self.layer = HLSTM(input_size, hidden_size, **options)
@@ -293,5 +369,5 @@ class HLSTMCell(nn.Module):
                              f"and twice (B, {state[1]})")
         noise = None
         if self.training and self.layer.gate_dropout:
-            noise = self.layer.noise((len(x), len(self.layer.weight_hh_l0)), x)
+            noise = [n[0] for n in self.layer.noise((1, len(x), sum(self.layer.widths)), x)]
         return step(x, h, c, self.layer.weights(0), self.layer.activation, noise)

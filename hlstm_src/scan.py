@@ -40,7 +40,7 @@ def product(weight: Tensor, groups: int, rows: int, calls: int, bias: Tensor | N
         if groups == 1:
             packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
             return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-        # A convolution of 1x1 pixels in groups, over an image of `rows` pixels, is this very product, and one that takes
+        # A convolution of 1x1 pixels in groups, over an image of `rows` pixels, is this very product, and it takes
         # packed weights.
         how = [0, 0], [1, 1], [1, 1], groups
         packed = torch.ops.mkldnn._reorder_convolution_weight(
