@@ -5,10 +5,12 @@ The paper (abstract; equations follow from its words): with z = [x_t, h_(t-1)] a
 A plain LSTM has an empty stack, H*(z) = z. Sizes: T steps, B batch, I input, H hidden, G gate width, D directions,
 S stacks of hidden layers (4: one for each gate; 1: shared). The gates' rows stand in PyTorch's order i, f, g, o.
 
-`step` is the definition, `unroll` repeats it, and `HLSTM` computes the same quickly; the tests hold them together.
+`step` is the definition, `unroll` repeats it, and `HLSTM` computes the same quickly by `scan`; the tests hold them
+together.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,13 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-ACTIVATIONS = {"relu": F.relu, "leaky_relu": F.leaky_relu, "tanh": torch.tanh, "elu": F.elu}
+from .scan import scan
 
-# Slopes of the activations, computed from their outputs, so that the inputs need not be kept for the way back.
-SLOPES = {"relu": lambda a: (a > 0).to(a.dtype),
-          "leaky_relu": lambda a: (a > 0).to(a.dtype).clamp_(min=0.01),
-          "tanh": lambda a: 1 - a * a,
-          "elu": lambda a: torch.where(a > 0, torch.ones_like(a), a + 1)}
+ACTIVATIONS = {"relu": F.relu, "leaky_relu": F.leaky_relu, "tanh": torch.tanh, "elu": F.elu}
 
 
 @dataclass
@@ -31,7 +29,8 @@ class CellWeights:
     ih: Tensor                              # (S*G, I), or (4H, I) without hidden layers
     hh: Tensor                              # (S*G, H), or (4H, H)
     bias: Tensor | None = None              # (S*G) or (4H)
-    gates: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)   # (S*G, G) ..., last (4H, G)
+    # Of each layer behind the first hidden one: S blocks of rows, one for each stack, and a bias for all of them.
+    gates: list[tuple[Sequence[Tensor], Tensor | None]] = field(default_factory=list)    # (G, G) ..., last (4H/S, G)
 
 
 def step(x: Tensor, h: Tensor, c: Tensor, w: CellWeights, activation: str = "relu", noise=None):
@@ -40,12 +39,12 @@ def step(x: Tensor, h: Tensor, c: Tensor, w: CellWeights, activation: str = "rel
     x (B, I), h and c (B, H) -> new h, c. `noise` holds a dropout factor (B, S*G) for each hidden layer, or None.
     """
     z = F.linear(x, w.ih, w.bias) + F.linear(h, w.hh)
-    for j, (weight, bias) in enumerate(w.gates):
+    for j, (blocks, bias) in enumerate(w.gates):
         a = ACTIVATIONS[activation](z)
         if noise is not None:
             a = a * noise[j]
-        stacks = a.split(weight.shape[1], dim=1)                   # S of them, G wide, each with its own rows
-        z = torch.cat([F.linear(s, rows) for s, rows in zip(stacks, weight.chunk(len(stacks)))], dim=1)
+        stacks = a.split([block.shape[1] for block in blocks], dim=1)
+        z = torch.cat([F.linear(stack, block) for stack, block in zip(stacks, blocks)], dim=1)
         z = z if bias is None else z + bias
     i, f, g, o = z.chunk(4, dim=1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
@@ -53,10 +52,12 @@ def step(x: Tensor, h: Tensor, c: Tensor, w: CellWeights, activation: str = "rel
 
 
 def unroll(x: Tensor, h: Tensor, c: Tensor, w: CellWeights, activation: str = "relu", noise=None):
-    """`step` over x (T, B, I): returns all h (T, B, H) and all c (T, B, H). Written to be read, not to be fast."""
+    """`step` over x (T, B, I): returns all h (T, B, H) and all c (T, B, H). Written to be read, not to be fast.
+
+    `noise` is as in `step`, the same at all steps, or has a factor (T, B, S*G) for each."""
     hs, cs = [], []
     for t in range(len(x)):
-        h, c = step(x[t], h, c, w, activation, noise)
+        h, c = step(x[t], h, c, w, activation, noise and [n[t] if n.dim() == 3 else n for n in noise])
         hs.append(h)
         cs.append(c)
     return torch.stack(hs), torch.stack(cs)
@@ -71,134 +72,49 @@ def flip(x: Tensor, lengths: Tensor | None) -> Tensor:
     return x.gather(0, index.view(*index.shape, *[1] * (x.dim() - 2)).expand_as(x))
 
 
-class _Scan(torch.autograd.Function):
-    """The recurrence of one H-LSTM layer: all gates and both directions in one batched product a step.
-
-    Forward keeps states and activations. Backward walks the steps once more, with one product a step for each matrix,
-    and makes each weight gradient as one large product at the end. Under bfloat16 autocast the products and what is
-    kept for the way back are in bfloat16; the states stay in float32, since c sums over many steps.
-    N = D*S stacks, D*4 gates.
-        inputs (T, N, B, G): projections of x, bias included     h, c (D, B, H)     hh (N, G, H)
-        layers: weights (N, G, G) ..., last (D*4, H, G); biases (N, G) ..., last (D*4, H); noise (N, B, G) or none
-    """
-
-    @staticmethod
-    def forward(ctx, activation, depth, inputs, h, c, hh, *layers):
-        weights, biases, noise = layers[:depth], layers[depth:2 * depth], layers[2 * depth:]
-        (T, N, B, G), (D, _, H), low = inputs.shape, h.shape, inputs.dtype
-        hs, cs = h.new_empty(T + 1, D, B, H), h.new_empty(T + 1, D, B, H)
-        gates, now = inputs.new_empty(T, D, 4, B, H), h.new_empty(D, 4, B, H)
-        hidden = [inputs.new_empty(T, N, B, G) for _ in weights]
-        hs[0], cs[0] = h, c
-        hhT, weightsT = hh.mT.contiguous(), [w.mT.contiguous() for w in weights]
-        for t in range(T):
-            z = torch.baddbmm(inputs[t], _repeat(hs[t].to(low), N), hhT)
-            for j in range(depth):
-                a = hidden[j][t] = ACTIVATIONS[activation](z)
-                a = a * noise[j] if noise else a
-                z = torch.baddbmm(biases[j].unsqueeze(1), _repeat(a, len(weights[j])), weightsT[j])
-            z = z.view(D, 4, B, H).to(h.dtype)
-            torch.sigmoid(z, out=now)
-            torch.tanh(z[:, 2], out=now[:, 2])
-            gates[t] = now
-            i, f, g, o = now.unbind(1)
-            torch.addcmul(f * cs[t], i, g, out=cs[t + 1])
-            torch.mul(o, cs[t + 1].tanh(), out=hs[t + 1])
-        ctx.activation, ctx.depth = activation, depth
-        ctx.save_for_backward(hs, cs, gates, hh, *weights, *hidden, *noise)
-        return hs[1:], cs[1:]
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dhs, dcs):
-        depth = ctx.depth
-        hs, cs, gates, hh, *rest = ctx.saved_tensors
-        weights, hidden, noise = rest[:depth], rest[depth:2 * depth], rest[2 * depth:]
-        (T, D, _, B, H), N, low = gates.shape, len(hh), hh.dtype
-        # What each gate's gradient is a multiple of, for all steps at once: i, f, g follow dc; o follows dh.
-        i, f, g, o = gates.unbind(2)
-        tanh_c = cs[1:].tanh().to(low)
-        slope = gates * (1 - gates)                                # (T, D, 4, B, H)
-        slope[:, :, 0] *= g
-        slope[:, :, 1] *= cs[:-1]
-        slope[:, :, 2] = i * (1 - g * g)
-        slope[:, :, 3] *= tanh_c
-        through_o = o * (1 - tanh_c * tanh_c)
-        slopes = [SLOPES[ctx.activation](a) for a in hidden]
-        if noise:                                                  # hidden layers are kept as they are before dropout
-            slopes = [s.mul_(n) for s, n in zip(slopes, noise)]
-            hidden = [a * n for a, n in zip(hidden, noise)]
-        dz, das = torch.empty_like(gates), [torch.empty_like(a) for a in hidden]
-        dh, dc = torch.zeros_like(hs[0]), torch.zeros_like(cs[0])
-        for t in reversed(range(T)):
-            dh += dhs[t]
-            dc += dcs[t]
-            dc += dh * through_o[t]
-            torch.mul(slope[t][:, :3], dc.unsqueeze(1), out=dz[t][:, :3])
-            torch.mul(slope[t][:, 3], dh, out=dz[t][:, 3])
-            dc *= f[t]
-            d = dz[t].view(D * 4, B, H)
-            for j in reversed(range(depth)):
-                d = _fold(torch.bmm(d, weights[j]), N)
-                d = torch.mul(d, slopes[j][t], out=das[j][t])
-            dh = _fold(torch.bmm(d, hh), D).to(dh.dtype)
-        ds = [*das[1:], dz.view(T, D * 4, B, H)]                   # gradients before each layer behind the first
-        dweights = [_outer(d, a) for d, a in zip(ds, hidden)]
-        dbiases = [d.sum((0, 2)) for d in ds]
-        dhh = _outer(das[0], hs[:-1].to(low))
-        return (None, None, das[0], dh, dc, dhh, *dweights, *dbiases, *[None] * len(noise))
-
-
-def _repeat(x: Tensor, n: int) -> Tensor:
-    """(m, B, K) -> (n, B, K): every block of x serves n/m neighbours."""
-    return x if len(x) == n else x.repeat_interleave(n // len(x), 0)
-
-
-def _fold(x: Tensor, n: int) -> Tensor:
-    """(m, B, K) -> (n, B, K): the way back of `_repeat`, neighbours summed."""
-    return x if len(x) == n else x.view(n, -1, *x.shape[1:]).sum(1)
-
-
-def _outer(d: Tensor, a: Tensor) -> Tensor:
-    """d (T, m, B, K), a (T, n, B, J), n dividing m -> (m, K, J): summed over steps and batch in one product."""
-    m, n = d.shape[1], a.shape[1]
-    d = d.transpose(0, 1).reshape(n, m // n, -1, d.shape[3])       # (n, m/n, T*B, K)
-    a = a.transpose(0, 1).reshape(n, -1, a.shape[3])               # (n, T*B, J)
-    return torch.stack([block.mT @ a[k] for k in range(n) for block in d[k]])
-
-
 class HLSTM(nn.Module):
     """Hidden-layer LSTM (paper: Method), shaped like `torch.nn.LSTM`; `gate_layers=0` is exactly that LSTM.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional: as `torch.nn.LSTM`.
-        gate_layers: hidden layers inside each gate. gate_width: their width G, `hidden_size` by default.
-        activation: relu | leaky_relu | tanh | elu, of the hidden layers. gate_dropout: dropout on them, one
-            draw for a whole sequence (Gal and Ghahramani, 2016).
+        gate_layers: hidden layers inside each gate. gate_width: their width G, `hidden_size` by default; for a width
+            of its own in each gate four numbers in the paper's order f, i, o, g, or {"f": ..., "i": ..., ...}.
+        activation: relu | leaky_relu | tanh | elu, of the hidden layers.
+        gate_dropout: dropout on the hidden layers in training. gate_dropout_per: "sequence" drops the same units at
+            all steps of a sequence (Gal and Ghahramani, 2016), "step" draws anew at each step.
         merge: "concat" or "sum" of the two directions. shared_hidden: one stack of hidden layers for all four gates.
 
     Weights of layer k, direction suffix "" or "_reverse": `weight_ih_l{k}` (4G, I) and `weight_hh_l{k}` (4G, H) feed
     the first hidden layers, `weight_gate{j}_l{k}` the layers behind them, the last one (4H, G); at `gate_layers=0`
-    the names and shapes are those of `torch.nn.LSTM`, whose state dict then loads.
+    the names and shapes are those of `torch.nn.LSTM`, whose state dict then loads. Rows stand in the order of the gates
+    i, f, g, o. Gates of unequal widths have matrices of their own, `weight_gate{j}_{gate}_l{k}`.
     """
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, gate_layers: int = 1,
-                 gate_width: int | None = None, activation: str = "relu", gate_dropout: float = 0.0,
-                 bias: bool = True, batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False,
+                 gate_width: int | Sequence[int] | Mapping[str, int] | None = None, activation: str = "relu",
+                 gate_dropout: float = 0.0, gate_dropout_per: str = "sequence", bias: bool = True,
+                 batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False,
                  merge: str = "concat", shared_hidden: bool = False):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}")
         if merge not in ("concat", "sum"):
             raise ValueError(f"merge {merge!r}: choose 'concat' or 'sum'")
-        gate_width = hidden_size if gate_width is None else gate_width
-        if min(input_size, hidden_size, num_layers, gate_width) < 1 or gate_layers < 0:
+        if gate_dropout_per not in ("sequence", "step"):
+            raise ValueError(f"gate_dropout_per {gate_dropout_per!r}: choose 'sequence' or 'step'")
+        widths = _widths(hidden_size if gate_width is None else gate_width)
+        self.uneven = len(set(widths)) > 1
+        if self.uneven and shared_hidden:
+            raise ValueError(f"gate_width {gate_width}: a stack shared by all gates has one width")
+        if min(input_size, hidden_size, num_layers, *widths) < 1 or gate_layers < 0:
             raise ValueError("sizes, num_layers and gate_width must be at least 1, gate_layers at least 0")
         if not (0 <= dropout < 1 and 0 <= gate_dropout < 1):
             raise ValueError("dropout and gate_dropout must lie in [0, 1)")
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
-        self.gate_layers, self.gate_width, self.shared_hidden = gate_layers, gate_width, shared_hidden
-        self.activation, self.gate_dropout, self.dropout = activation, gate_dropout, dropout
+        self.gate_layers, self.shared_hidden, self.activation = gate_layers, shared_hidden, activation
+        self.gate_width = dict(zip("ifgo", widths)) if self.uneven else widths[0]
+        self.widths = widths[:1] if shared_hidden else widths      # of each stack, in the order of the rows
+        self.gate_dropout, self.gate_dropout_per, self.dropout = gate_dropout, gate_dropout_per, dropout
         self.bias, self.batch_first, self.bidirectional, self.merge = bias, batch_first, bidirectional, merge
         self.directions = 2 if bidirectional else 1
         self.output_size = hidden_size * (2 if bidirectional and merge == "concat" else 1)
@@ -212,15 +128,20 @@ class HLSTM(nn.Module):
         return [f"_l{k}", f"_l{k}_reverse"][:self.directions]
 
     def _shapes(self, input_size: int) -> dict[str, tuple[int, ...]]:
-        G, H = self.gate_width, self.hidden_size
-        hidden = (1 if self.shared_hidden else 4) * G              # rows of a layer that feeds a hidden layer
+        H, widths = self.hidden_size, self.widths
+        hidden = sum(widths)                                       # rows of a layer that feeds a hidden layer
         first = hidden if self.gate_layers else 4 * H
         shapes = {"weight_ih": (first, input_size), "weight_hh": (first, H), "bias_ih": (first,)}
         if self.gate_layers == 0:
             shapes["bias_hh"] = (first,)                           # as torch.nn.LSTM has it
         for j in range(1, self.gate_layers + 1):
-            rows = 4 * H if j == self.gate_layers else hidden
-            shapes |= {f"weight_gate{j}": (rows, G), f"bias_gate{j}": (rows,)}
+            last = j == self.gate_layers
+            rows = 4 * H if last else hidden
+            if self.uneven:
+                shapes |= {f"weight_gate{j}_{gate}": (H if last else G, G) for gate, G in zip("ifgo", widths)}
+            else:
+                shapes[f"weight_gate{j}"] = rows, widths[0]
+            shapes[f"bias_gate{j}"] = (rows,)
         return {name: shape for name, shape in shapes.items() if self.bias or not name.startswith("bias")}
 
     @torch.no_grad()
@@ -245,7 +166,11 @@ class HLSTM(nn.Module):
         bias = get("bias_ih")
         if bias is not None and self.gate_layers == 0:
             bias = bias + get("bias_hh")
-        gates = [(get(f"weight_gate{j}"), get(f"bias_gate{j}")) for j in range(1, self.gate_layers + 1)]
+        gates = []
+        for j in range(1, self.gate_layers + 1):
+            blocks = ([get(f"weight_gate{j}_{gate}") for gate in "ifgo"] if self.uneven
+                      else get(f"weight_gate{j}").chunk(len(self.widths)))
+            gates.append((blocks, get(f"bias_gate{j}")))
         return CellWeights(get("weight_ih"), get("weight_hh"), bias, gates)
 
     def forward(self, input, hx=None, lengths: Tensor | None = None, with_state: bool = True):
@@ -311,26 +236,28 @@ class HLSTM(nn.Module):
         return hs[0], hn, cn
 
     def _hidden(self, k, xs, h, c, weights, lengths, with_state):
-        (T, B, _), G = xs[0].shape, self.gate_width
-        D, S, depth = self.directions, (1 if self.shared_hidden else 4), self.gate_layers
-        inputs = [F.linear(x, w.ih, w.bias).view(T, B, S, G).transpose(1, 2) for x, w in zip(xs, weights)]
-        inputs = torch.cat(inputs, dim=1)                          # (T, D*S, B, G)
-        dtype = inputs.dtype                                       # bfloat16 under autocast; the products follow
+        D = self.directions
+        weights = [_even(w, self.widths) for w in weights] if self.uneven else weights
+        inputs = torch.cat([F.linear(x, w.ih, w.bias) for x, w in zip(xs, weights)], dim=2)      # (T, B, D*S*G)
+        low = inputs.dtype                                         # bfloat16 under autocast; the products follow
 
-        def stack(tensors, *shape):                                # both directions' blocks in one tensor
-            return torch.cat([t.view(-1, *shape) for t in tensors]).to(dtype)
-        hh = stack([w.hh for w in weights], G, self.hidden_size)
-        rows = [G] * (depth - 1) + [self.hidden_size]
-        mats = [stack([w.gates[j][0] for w in weights], rows[j], G) for j in range(depth)]
-        biases = [stack([w.gates[j][1] for w in weights], rows[j]) if self.bias
-                  else mats[j].new_zeros(mats[j].shape[:2]) for j in range(depth)]
-        noise = self.noise((D * S, B, G), inputs) if self.training and self.gate_dropout else []
-        hs, cs = _Scan.apply(self.activation, depth, inputs, h, c, hh, *mats, *biases, *noise)
-        cn = cs[-1] if lengths is None else torch.stack([_at_end(cs[:, d], lengths) for d in range(D)])
-        return [hs[:, d] for d in range(D)], cn
+        def join(tensors):                                         # both directions' rows in one tensor
+            return torch.cat(list(tensors)).to(low)
+        mats, biases = [], []
+        for layers in zip(*(w.gates for w in weights)):            # the same layer of all directions
+            mats.append(join(block for blocks, _ in layers for block in blocks))
+            biases += [join(bias for _, bias in layers)] if self.bias else []
+        noise = self.noise(inputs.shape, inputs) if self.training and self.gate_dropout else []
+        h, c = (s.transpose(0, 1).flatten(1) for s in (h, c))      # (B, D*H)
+        hs, cs, *_ = scan(inputs, h, c, join(w.hh for w in weights), mats, biases,
+                          [n.expand_as(inputs) for n in noise], D * len(self.widths), self.activation)
+        hs, cs = hs.chunk(D, dim=2), cs.chunk(D, dim=2)            # a direction each
+        return hs, torch.stack([s[-1] if lengths is None else _at_end(s, lengths) for s in cs])
 
     def noise(self, shape, like: Tensor) -> list[Tensor]:
-        """Dropout factors for each hidden layer: 0, or 1 / (1 - gate_dropout)."""
+        """Dropout factors for each hidden layer, 0 or 1 / (1 - gate_dropout): of shape (T, B, units), or (1, B, units)
+        where a sequence keeps its own."""
+        shape = shape if self.gate_dropout_per == "step" else (1, *shape[1:])
         keep = 1 - self.gate_dropout
         return [torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(keep).div_(keep)
                 for _ in range(self.gate_layers)]
@@ -354,9 +281,56 @@ class HLSTM(nn.Module):
             cn.append(last[0])
         return hs, torch.stack(cn)
 
+    @classmethod
+    def from_lstm(cls, lstm: nn.LSTM) -> "HLSTM":
+        """A copy of a `torch.nn.LSTM`, its weights included: `gate_layers=0`. ValueError for one with `proj_size`."""
+        if lstm.proj_size:
+            raise ValueError(f"proj_size={lstm.proj_size}: an HLSTM has no projections")
+        ours = cls(lstm.input_size, lstm.hidden_size, lstm.num_layers, gate_layers=0, bias=lstm.bias,
+                   batch_first=lstm.batch_first, dropout=lstm.dropout, bidirectional=lstm.bidirectional)
+        return _like(ours, lstm)
+
+    def to_lstm(self) -> nn.LSTM:
+        """A copy as `torch.nn.LSTM`. ValueError if there are hidden layers or directions that are summed."""
+        if self.gate_layers or (self.bidirectional and self.merge == "sum"):
+            raise ValueError("torch.nn.LSTM knows only gate_layers=0 and merge='concat'")
+        theirs = nn.LSTM(self.input_size, self.hidden_size, self.num_layers, bias=self.bias,
+                         batch_first=self.batch_first, dropout=self.dropout, bidirectional=self.bidirectional)
+        return _like(theirs, self)
+
     def extra_repr(self) -> str:
         text = f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, gate_layers={self.gate_layers}"
         return text + (f", bidirectional, merge={self.merge}" if self.bidirectional else "")
+
+
+def _widths(gate_width) -> tuple[int, ...]:
+    """The option `gate_width` as widths in the order of the rows, i, f, g, o."""
+    if isinstance(gate_width, int):
+        return (gate_width,) * 4
+    if not isinstance(gate_width, Mapping):
+        gate_width = dict(zip("fiog", gate_width)) if len(gate_width) == 4 else {}
+    if set(gate_width) != set("fiog"):
+        raise ValueError("gate_width must be a number, or four in the order f, i, o, g, or four by these names")
+    return tuple(gate_width[gate] for gate in "ifgo")
+
+
+def _even(w: CellWeights, widths: Sequence[int]) -> CellWeights:
+    """The same cell with all gates as wide as the widest: the units added are always zero, and feed nothing."""
+    def rows(t):
+        return None if t is None else torch.cat([F.pad(part, (0, 0) * (t.dim() - 1) + (0, max(widths) - len(part)))
+                                                 for part in t.split(widths)])
+    gates = []
+    for blocks, bias in w.gates:
+        filled = torch.cat([F.pad(block, (0, max(widths) - block.shape[1])) for block in blocks])
+        last = len(gates) + 1 == len(w.gates)
+        gates.append(([filled], bias) if last else ([rows(filled)], rows(bias)))
+    return CellWeights(rows(w.ih), rows(w.hh), rows(w.bias), gates)
+
+
+def _like(module: nn.Module, other: nn.Module) -> nn.Module:
+    """Takes over the weights, their type and device, and the mode of a module with the same parameters."""
+    module.to(next(other.parameters())).load_state_dict(other.state_dict())
+    return module.train(other.training)
 
 
 def _alive(x: Tensor, lengths: Tensor) -> Tensor:
@@ -379,7 +353,8 @@ class HLSTMCell(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int, **options):
         super().__init__()
-        unknown = options.keys() & {"num_layers", "batch_first", "dropout", "bidirectional", "merge"}
+        unknown = options.keys() & {"num_layers", "batch_first", "dropout", "bidirectional", "merge",
+                                    "gate_dropout_per"}
         if unknown:
             raise ValueError(f"a single cell takes no {', '.join(sorted(unknown))}")
         self.layer = HLSTM(input_size, hidden_size, **options)
@@ -392,5 +367,5 @@ class HLSTMCell(nn.Module):
                              f"and twice (B, {state[1]})")
         noise = None
         if self.training and self.layer.gate_dropout:
-            noise = self.layer.noise((len(x), len(self.layer.weight_hh_l0)), x)
+            noise = [n[0] for n in self.layer.noise((1, len(x), sum(self.layer.widths)), x)]
         return step(x, h, c, self.layer.weights(0), self.layer.activation, noise)

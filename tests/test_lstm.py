@@ -5,12 +5,13 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from hlstm_src import HLSTM, ConnectionMasks, HLSTMCell
+from hlstm_src import HLSTM, ConnectionMasks, HLSTMCell, scan
 from hlstm_src.lstm import ACTIVATIONS, CellWeights, flip, step, unroll
 
 SIZES = 3, 4                                # input and state
@@ -142,8 +143,16 @@ def test_a_step_is_the_papers_equations_gate_by_gate(depth, shared, activation):
         rows = [layer[j] for layer in (layers[:1] if shared and j < depth else layers)]
         joined.append((torch.cat([W for W, _ in rows]), torch.cat([b for _, b in rows])))
     W, b = joined[0]
-    ours = step(x, h, c, CellWeights(W[:, :I], W[:, I:], b, joined[1:]), activation)
+    stacks = [(W.chunk(1 if shared else 4), b) for W, b in joined[1:]]
+    ours = step(x, h, c, CellWeights(W[:, :I], W[:, I:], b, stacks), activation)
     close(ours, (h_new, c_new), 1e-12)
+
+
+def real_units(layer: HLSTM, factors):
+    """Dropout factors (T or 1, B, S*G) of one direction without those of units that only fill up narrower gates."""
+    stacks = factors.chunk(len(layer.widths), 2)
+    factors = torch.cat([f[..., :width] for f, width in zip(stacks, layer.widths)], 2)
+    return factors if layer.gate_dropout_per == "step" else factors[0]
 
 
 def by_definition(layer: HLSTM, x, h0, c0, lengths, noises=None):
@@ -158,8 +167,7 @@ def by_definition(layer: HLSTM, x, h0, c0, lengths, noises=None):
                 row = k * layer.directions + d
                 noise = None
                 if noises is not None:
-                    rows = len(noises[k][0]) // layer.directions
-                    noise = [f[d * rows:(d + 1) * rows, b].reshape(1, -1) for f in noises[k]]
+                    noise = [real_units(layer, f[:, b:b + 1].chunk(layer.directions, 2)[d]) for f in noises[k]]
                 hs, cs = unroll(y.flip(0) if d else y, h0[row, b:b + 1], c0[row, b:b + 1],
                                 layer.weights(k, bool(d)), layer.activation, noise)
                 hn.append(hs[-1])
@@ -175,6 +183,10 @@ WAYS = [dict(bidirectional=False), dict(bidirectional=True, merge="concat"), dic
 HIDDEN = [dict(gate_layers=depth, shared_hidden=shared, **way, gate_width=(5, 2, None)[k % 3], bias=k % 4 != 3,
                activation=list(ACTIVATIONS)[k % 4], num_layers=1 + k % 2)
           for k, (depth, shared, way) in enumerate(itertools.product((1, 2, 3), (False, True), WAYS))]
+HIDDEN += [dict(gate_layers=1, gate_width=(2, 5, 3, 1)),
+           dict(gate_layers=3, gate_width=dict(i=1, f=2, g=4, o=3), bidirectional=True, merge="sum", activation="elu"),
+           dict(gate_layers=2, gate_width=[6, 1, 2, 2], bias=False, num_layers=2, gate_dropout_per="step"),
+           dict(gate_layers=2, shared_hidden=True, gate_dropout_per="step", bidirectional=True, activation="tanh")]
 
 
 @pytest.mark.parametrize("options", HIDDEN, ids=lambda o: "-".join(str(v) for v in o.values()))
@@ -199,6 +211,7 @@ def test_the_fast_layer_is_the_readable_definition(options, gate_dropout, padded
 @pytest.mark.parametrize("options", [
     dict(gate_layers=1, activation="relu", merge="sum"), dict(gate_layers=2, activation="tanh", gate_width=3),
     dict(gate_layers=1, activation="elu", shared_hidden=True),
+    dict(gate_layers=2, activation="elu", gate_width=(1, 2, 1, 3)),
     dict(gate_layers=1, activation="leaky_relu", gate_width=1)], ids=lambda o: "-".join(str(v) for v in o.values()))
 def test_gradients_are_those_of_finite_differences(options):
     layer = HLSTM(2, 2, bidirectional=True, **options).double()
@@ -218,6 +231,83 @@ def test_only_the_last_state_may_be_asked_for():
     _, _, cn = by_definition(layer, x, h, c, [STEPS] * BATCH)
     close(torch.autograd.grad(layer(x, (h, c))[1][1].sum(), wanted, materialize_grads=True),
           torch.autograd.grad(cn.sum(), wanted, materialize_grads=True), 1e-11)
+
+
+def test_packed_weights_change_nothing(monkeypatch):
+    """From a certain size on, products in float32 and bfloat16 run on packed weights."""
+    for packed, k in itertools.product((True, False), range(0, len(HIDDEN), 5)):
+        monkeypatch.setattr(scan, "PACK_FROM", (0, 0) if packed else (2 ** 62, 0))
+        torch.manual_seed(k)
+        layer = HLSTM(*SIZES, **HIDDEN[k])
+        x, h, c = inputs(layer, dtype=torch.float32)
+        y, states = layer(x, (h, c), LENGTHS)
+        expected = by_definition(layer, x, h, c, LENGTHS)
+        close([y, *states], expected, 1e-5)
+        wanted = [x, h, c, *layer.parameters()]
+        close(gradients([y, *states], wanted), gradients(expected, wanted), 1e-5)
+
+
+@pytest.mark.parametrize("dtype, within", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("packed", [False, True])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 8), st.integers(1, 17), st.integers(1, 40), st.integers(1, 40), st.booleans())
+def test_products_are_block_by_block(monkeypatch, packed, dtype, within, groups, rows, columns, width, biased):
+    monkeypatch.setattr(scan, "PACK_FROM", (0, 0) if packed else (2 ** 62, 0))
+    weight, bias = torch.randn(groups * width, columns), torch.randn(groups * width)
+    x, d = torch.randn(rows, groups * columns), torch.randn(rows, groups * width)
+    weight, bias, x, d = (t.to(dtype) for t in (weight, bias, x, d))
+    block = torch.block_diag(*weight.double().chunk(groups))
+    bias = bias if biased else None
+    for ours, theirs in [(scan.product(weight, groups, rows, 9, bias)(x),
+                          x.double() @ block.T + (bias.double() if biased else 0)),
+                         (scan.back(weight, groups, rows, 9)(d), d.double() @ block)]:
+        assert ours.dtype == dtype and ours.shape == theirs.shape
+        assert (ours.double() - theirs).abs().max() <= within * (1 + theirs.abs().max())
+
+
+def test_the_operator_keeps_the_rules_of_custom_operators():
+    T, B, D, H, G = 4, 2, 2, 3, 5
+    def random(*shape):                                                # noqa: E306
+        return torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    args = (random(T, B, D * 4 * G), random(B, D * H), random(B, D * H), random(D * 4 * G, H),
+            [random(D * 4 * G, G), random(D * 4 * H, G)], [random(D * 4 * G), random(D * 4 * H)], [], 4 * D, "tanh")
+    torch.library.opcheck(scan.scan, args)
+
+
+def test_second_derivatives_are_refused_not_wrong():
+    layer, x = HLSTM(*SIZES).double(), torch.randn(STEPS, BATCH, SIZES[0], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(layer(x)[0].square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        slope.sum().backward()
+
+
+# Widths of the gates ----------------------------------------------------------------------------------------
+
+def test_each_gate_may_have_its_own_width():
+    """Four numbers are those of f, i, o, g; only real units are parameters."""
+    layer = HLSTM(3, 4, gate_layers=2, gate_width=(2, 5, 7, 1))
+    by_name = HLSTM(3, 4, gate_layers=2, gate_width=dict(f=2, i=5, o=7, g=1))
+    shapes = {name: tuple(p.shape) for name, p in layer.named_parameters()}
+    assert shapes == {name: tuple(p.shape) for name, p in by_name.named_parameters()}
+    assert shapes == {"weight_ih_l0": (15, 3), "weight_hh_l0": (15, 4), "bias_ih_l0": (15,),
+                      "weight_gate1_i_l0": (5, 5), "weight_gate1_f_l0": (2, 2), "weight_gate1_g_l0": (1, 1),
+                      "weight_gate1_o_l0": (7, 7), "bias_gate1_l0": (15,),
+                      "weight_gate2_i_l0": (4, 5), "weight_gate2_f_l0": (4, 2), "weight_gate2_g_l0": (4, 1),
+                      "weight_gate2_o_l0": (4, 7), "bias_gate2_l0": (16,)}
+    assert list(HLSTM(3, 4, gate_width=(6, 6, 6, 6)).state_dict()) == list(HLSTM(3, 4).state_dict())
+
+
+def test_a_wide_gate_is_the_gate_that_was_named():
+    """With only the output gate's hidden layer wide, closing that gate alone makes h vanish while c goes on."""
+    layer, x = HLSTM(*SIZES, gate_width=dict(f=2, i=2, g=2, o=9)), torch.randn(STEPS, BATCH, SIZES[0])
+    c = layer(x)[1][1]
+    with torch.no_grad():
+        layer.weight_hh_l0.zero_()
+        c = layer(x)[1][1]
+        layer.weight_gate1_o_l0.zero_()
+        layer.bias_gate1_l0[-4:] = -200
+    y, (_, c_closed) = layer(x)
+    assert (y == 0).all() and c_closed.equal(c) and (c != 0).any()
 
 
 # Forms of input ---------------------------------------------------------------------------------------------
@@ -299,7 +389,7 @@ def test_gate_dropout_is_one_draw_a_sequence_and_only_in_training():
         torch.manual_seed(seed)
         return layer(x)[0]
     assert run(1).equal(run(1)) and not run(1).equal(run(2))
-    factors = layer.noise((8, BATCH, 50), x)
+    factors = layer.noise((1, BATCH, 400), x)
     assert len(factors) == 2 and not factors[0].equal(factors[1])
     share = torch.cat(factors).eq(0).float().mean()
     assert torch.cat(factors).unique().tolist() == [0, pytest.approx(1 / 0.75)] and abs(share - 0.25) < 0.05
@@ -307,6 +397,25 @@ def test_gate_dropout_is_one_draw_a_sequence_and_only_in_training():
     plain = HLSTM(*SIZES, gate_layers=2, gate_width=50, bidirectional=True)
     plain.load_state_dict(layer.state_dict())
     assert run(1).equal(run(2)) and run(1).equal(plain(x)[0])
+
+
+def test_gate_dropout_may_be_drawn_anew_at_each_step():
+    options = dict(gate_layers=2, gate_width=50, gate_dropout=0.25)
+    each, whole = (HLSTM(*SIZES, **options, gate_dropout_per=per) for per in ("step", "sequence"))
+    x = torch.randn(STEPS, BATCH, SIZES[0])
+    factors = each.noise((STEPS, BATCH, 200), x)
+    assert [tuple(f.shape) for f in factors] == [(STEPS, BATCH, 200)] * 2 and not factors[0][0].equal(factors[0][1])
+    assert [tuple(f.shape) for f in whole.noise((STEPS, BATCH, 200), x)] == [(1, BATCH, 200)] * 2
+    # A constant input and no recurrence: what differs between the steps' outputs is what was dropped.
+    for layer, same in ((each, False), (whole, True)):
+        layer.load_state_dict({k: torch.zeros_like(v) if k == "weight_hh_l0" else v
+                               for k, v in each.state_dict().items()})
+        with torch.no_grad():
+            layer.bias_gate2_l0[4:8] = -200                            # forget everything: c = i g
+        y = layer(x[:1].expand_as(x))[0]
+        assert torch.allclose(y[0], y[1], atol=1e-6) == same
+        layer.eval()
+        assert torch.allclose(*layer(x[:1].expand_as(x))[0][:2], atol=1e-6)
 
 
 @pytest.mark.parametrize("gate_layers", [0, 1])
@@ -356,8 +465,8 @@ def test_under_autocast_the_states_stay_in_float32():
     assert y.dtype == h.dtype == c.dtype == torch.float32
 
 
-@pytest.mark.parametrize("options", HIDDEN[4:6] + [dict(gate_layers=0, num_layers=2)])
-def test_copies_and_state_dicts_give_the_same_layer(options):
+@pytest.mark.parametrize("options", HIDDEN[3:6] + HIDDEN[-2:] + [dict(gate_layers=0, num_layers=2)])
+def test_copies_and_state_dicts_give_the_same_layer(options, tmp_path):
     layer = HLSTM(*SIZES, **options)
     x = torch.randn(STEPS, BATCH, SIZES[0])
     y = layer(x)[0]
@@ -366,6 +475,10 @@ def test_copies_and_state_dicts_give_the_same_layer(options):
     assert not other(x)[0].equal(y)
     other.load_state_dict(layer.state_dict())
     assert twin(x)[0].equal(y) and other(x)[0].equal(y)
+    save_file(layer.state_dict(), tmp_path / "layer.safetensors")
+    other.reset_parameters()
+    other.load_state_dict(load_file(tmp_path / "layer.safetensors"))
+    assert other(x)[0].equal(y)
     with torch.no_grad():
         layer.weight_hh_l0.zero_()
     assert twin(x)[0].equal(y) and not layer(x)[0].equal(y)
@@ -393,6 +506,60 @@ def test_a_sparse_seed_keeps_the_ones_that_an_hlstm_starts_with():
     assert large.keys() == masks.keys() and all((masks[name] | ~large[name]).all() for name in large)
 
 
+@pytest.mark.parametrize("options", [PLAIN[2], PLAIN[13], dict(num_layers=2, dropout=0.3)])
+def test_pytorchs_lstm_comes_in_and_goes_out(options):
+    theirs = nn.LSTM(*SIZES, **options).double().eval()
+    ours = HLSTM.from_lstm(theirs)
+    again = ours.to_lstm()
+    x = torch.randn(STEPS, BATCH, SIZES[0], dtype=torch.float64)
+    y, states = theirs(x)
+    for other in (ours, again):
+        y2, states2 = other(x)
+        close([y2, *states2], [y, *states], 1e-12)
+    assert type(again) is nn.LSTM and repr(again) == repr(theirs)
+    assert not ours.training and again.weight_hh_l0.dtype == torch.float64
+    with torch.no_grad():
+        theirs.weight_hh_l0.zero_()                                    # copies share nothing
+    close([ours(x)[0], again(x)[0]], [y, y], 1e-12)
+
+
+def test_what_pytorchs_lstm_cannot_be_is_refused():
+    for layer in (HLSTM(*SIZES), HLSTM(*SIZES, gate_layers=0, bidirectional=True, merge="sum")):
+        with pytest.raises(ValueError, match="gate_layers=0 and merge='concat'"):
+            layer.to_lstm()
+    with pytest.raises(ValueError, match="proj_size=2"):
+        HLSTM.from_lstm(nn.LSTM(*SIZES, proj_size=2))
+
+
+COMPILED = [dict(), dict(gate_layers=2, bidirectional=True, merge="sum", num_layers=2),
+            dict(gate_width=(1, 2, 3, 4), bias=False), dict(gate_layers=0, num_layers=2)]
+
+
+@pytest.mark.parametrize("options", COMPILED, ids=lambda o: "-".join(str(v) for v in o.values()) or "default")
+def test_a_compiled_layer_computes_the_same_in_one_graph(options):
+    layer = HLSTM(*SIZES, **options)
+    x, h, c = inputs(layer, dtype=torch.float32)
+    fast = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    wanted = [x, h, c, *layer.parameters()]
+    (y, states), (y2, states2) = layer(x, (h, c)), fast(x, (h, c))
+    close([y2, *states2], [y, *states], 1e-6)
+    close(gradients([y2, *states2], wanted), gradients([y, *states], wanted), 1e-5)
+
+
+@pytest.mark.parametrize("options", COMPILED, ids=lambda o: "-".join(str(v) for v in o.values()) or "default")
+def test_an_exported_layer_computes_the_same_also_for_other_lengths(options, tmp_path):
+    layer = HLSTM(*SIZES, **options).eval()
+    x, h, c = (t.detach() for t in inputs(layer, dtype=torch.float32))
+    dynamic = {0: torch.export.Dim.AUTO} if layer.gate_layers else None      # PyTorch's LSTM is unrolled on export
+    program = torch.export.export(layer, (x, (h, c)), dynamic_shapes=dynamic and (dynamic, (None, None)),
+                                  strict=False)
+    torch.export.save(program, tmp_path / "layer.pt2")
+    loaded = torch.export.load(tmp_path / "layer.pt2").module()
+    for given_x in [x] + ([torch.randn(2 * STEPS, *x.shape[1:])] if dynamic else []):
+        (y, states), (y2, states2) = layer(given_x, (h, c)), loaded(given_x, (h, c))
+        close([y2, *states2], [y, *states], 1e-6)
+
+
 def test_new_weights_of_a_plain_lstm_are_spread_as_pytorchs():
     bound = 100 ** -0.5
     for p in HLSTM(50, 100, 2, gate_layers=0).parameters():
@@ -403,7 +570,8 @@ def test_new_weights_of_a_plain_lstm_are_spread_as_pytorchs():
 
 @pytest.mark.parametrize("options", [dict(gate_layers=0), dict(),
                                      dict(gate_layers=2, gate_width=5, activation="tanh"),
-                                     dict(gate_layers=2, shared_hidden=True, bias=False)],
+                                     dict(gate_layers=2, shared_hidden=True, bias=False),
+                                     dict(gate_width=(1, 2, 3, 4))],
                          ids=lambda o: "-".join(str(v) for v in o.values()) or "default")
 def test_stepping_a_cell_is_running_the_layer(options):
     cell = HLSTMCell(*SIZES, **options).double()
@@ -427,7 +595,11 @@ def test_a_cell_drops_hidden_units_in_training_only():
 
 @pytest.mark.parametrize("options, words", [
     (dict(activation="gelu"), "'gelu'.*relu, leaky_relu, tanh, elu"), (dict(merge="mean"), "'mean'.*concat"),
-    (dict(gate_layers=-1), "gate_layers"), (dict(gate_width=0), "gate_width"), (dict(num_layers=0), "num_layers"),
+    (dict(gate_layers=-1), "gate_layers"), (dict(gate_width=0), "gate_width"),
+    (dict(gate_width=(1, 2, 3)), "order f, i, o, g"),
+    (dict(gate_width=dict(f=1, i=2, o=3, c=4)), "order f, i, o, g"), (dict(gate_width=(1, 2, 3, 0)), "at least 1"),
+    (dict(gate_width=(1, 2, 3, 4), shared_hidden=True), "shared"), (dict(gate_dropout_per="batch"), "'batch'.*step"),
+    (dict(num_layers=0), "num_layers"),
     (dict(dropout=1.0), "dropout"), (dict(gate_dropout=-0.1), "gate_dropout")])
 def test_bad_options_are_refused_by_name(options, words):
     with pytest.raises(ValueError, match=words):
@@ -459,7 +631,7 @@ def test_shapes_that_do_not_fit_are_refused_by_name(gate_layers, args, words):
 
 
 def test_a_cell_refuses_what_it_cannot_do():
-    for option in (dict(num_layers=2), dict(bidirectional=True), dict(batch_first=True)):
+    for option in (dict(num_layers=2), dict(bidirectional=True), dict(batch_first=True), dict(gate_dropout_per="step")):
         with pytest.raises(ValueError, match=next(iter(option))):
             HLSTMCell(*SIZES, **option)
     cell = HLSTMCell(*SIZES)
