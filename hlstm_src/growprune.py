@@ -11,18 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .masks import ConnectionMasks, live_count
+from .masks import ConnectionMasks, live_count, random_scores, seeded
 
 STRUCTURES = (None, "block16", "balanced", "row", "column")
 GROWTHS = ("gradient", "random")
 
 
 class Gradients:
-    """Accumulates the dense gradients that growth looks at, dormant connections included.
+    """Accumulates the dense gradients that growth looks at, dormant connections included: one copy of the matrices.
 
     `absolute=False` sums them with their signs, so that a connection scores which would help many batches in the same
-    direction; `absolute=True` sums magnitudes. The paper's abstract leaves this open; the signed sum is the gradient
-    of the loss over all those batches and the default.
+    direction: the gradient of the loss over all those batches. It is the default, and what we take the paper to mean:
+    it accumulates the gradient and then compares its magnitude (unverified; the abstract leaves it open).
+    `absolute=True` sums magnitudes, so that one scores as well which batches pull to and fro. Growth ranks alike by
+    sum and by mean, so we do not divide.
     """
 
     def __init__(self, absolute: bool = False):
@@ -87,13 +89,8 @@ def grow(masks: ConnectionMasks, gradients: dict[str, Tensor], ratio: float, *, 
             new = ~masks.masks[name] & (score >= threshold) & (score > 0)
             if generator is not None:
                 new = best_dormant(masks.masks[name], random_scores(score, generator), int(new.sum()))
-            woken += wake(masks, name, new, -step * gradients[name][new] if init == "gradient" else None)
+            woken += masks.wake_(name, new, -step * gradients[name][new] if init == "gradient" else None)
     return woken
-
-
-def random_scores(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Scores in [0, 1), shaped as `like`, drawn on the CPU so that every device gets the same."""
-    return torch.rand(like.shape, generator=generator).to(like.device)
 
 
 def best_dormant(mask: Tensor, scores: Tensor, n: int) -> Tensor:
@@ -105,22 +102,6 @@ def best_dormant(mask: Tensor, scores: Tensor, n: int) -> Tensor:
     chosen = torch.zeros_like(mask)
     chosen.view(-1)[best] = True
     return chosen & ~mask
-
-
-@torch.no_grad()
-def wake(masks: ConnectionMasks, name: str, new: Tensor, first: Tensor | None = None) -> int:
-    """Wakes the connections of one matrix where `new` (bool, shaped as it) is True; returns how many.
-
-    Their weights start at zero or at `first` (one value for each, in order); nothing is left of an earlier life, and
-    the optimiser begins anew with the matrix.
-    """
-    masks.masks[name] |= new
-    masks.clear_(name, new)
-    if first is not None:
-        masks.parameters[name][new] = first.to(masks.parameters[name].dtype)
-    if new.any():
-        masks.restart_(name)
-    return int(new.sum())
 
 
 def prune(masks: ConnectionMasks, ratio: float, *, per: str = "matrix", structure: str | None = None) -> int:
@@ -160,8 +141,7 @@ def _live(masks: ConnectionMasks, names: list[str]) -> int:
 @torch.no_grad()
 def sleep(masks: ConnectionMasks, names: list[str], n: int, structure: str | None = None) -> int:
     """Puts the n smallest live connections of these matrices together to sleep, as `prune` says; returns how many."""
-    for name in names:
-        masks.clear_(name, ~masks.masks[name])
+    masks.apply_(*names)
     alive = [masks.masks[name].flatten(1) for name in names]
     found = [_units(masks.parameters[name].abs().flatten(1), mask, structure) for name, mask in zip(names, alive)]
     starts = accumulate([0] + [len(scores) for _, scores in found])
@@ -175,7 +155,7 @@ def sleep(masks: ConnectionMasks, names: list[str], n: int, structure: str | Non
     stays[order[:first]] = False
     for name, unit in zip(names, units):
         masks.masks[name] &= stays[unit].view_as(masks.masks[name])
-        masks.clear_(name, ~masks.masks[name])
+    masks.apply_(*names)
     return int(gone[first])
 
 
@@ -195,11 +175,6 @@ def _units(weights: Tensor, alive: Tensor, structure: str | None) -> tuple[Tenso
         panels, order = panels.sort(dim=1, stable=True)
         return order.argsort(dim=1).view(rows, -1)[:, :columns], panels.clamp(min=0).mean(0)
     return torch.arange(weights.numel(), device=device).view_as(weights), weights.flatten()
-
-
-def seeded(seed: int, epoch: int) -> torch.Generator:
-    """The generator of what an epoch draws: seed and epoch are all of its state, so a resumed run draws the same."""
-    return torch.Generator().manual_seed(1_000_003 * seed + epoch)
 
 
 def between(start: float, end: float, round: int, rounds: int) -> float:
@@ -230,6 +205,8 @@ class Dense:
     at: int = 0                # epochs done of the present stretch
     done: bool = False
     growing: ClassVar[bool] = False
+    absolute: ClassVar[bool] = False                       # see GrowPruneSchedule, as for the next
+    growth_batches: ClassVar[int | None] = None
 
     @property
     def length(self) -> int:
@@ -265,7 +242,10 @@ class GrowPruneSchedule:
 
     `growth="random"` wakes as many connections, but drawn from (`seed`, epoch). With a `density`, the rounds lead
     there in equal ratios instead of by `prune_ratio`, and the last meets it exactly (see `prune_to`). With
-    `tolerance=None` there is no floor: every round is kept, so that the number of epochs is known beforehand.
+    `tolerance=None` there is no floor: every round is kept, so that the number of epochs is known beforehand. With
+    `patience`, so many broken floors end nothing: the last good network comes back and is pruned by half the ratio
+    of the failed round. Growth looks at the gradients of the last `growth_batches` steps of an epoch (None: all),
+    summed with their signs or, if `absolute`, as magnitudes (see `Gradients`).
 
     Call `end_epoch(masks, gradients, score)` after each epoch; between calls `phase`, `length` and `at` say where one
     is, `growing` whether gradients are to be collected, `done` when to stop. Everything is in `state_dict`. Raises
@@ -286,9 +266,13 @@ class GrowPruneSchedule:
     growth: str = "gradient"           # or "random"
     seed: int = 0                      # of random growth
     density: float | None = None
+    patience: int = 0
+    growth_batches: int | None = None
+    absolute: bool = False
     phase: str = "grow"
     at: int = 0
     round: int = 0
+    failed: int = 0                    # rounds that broke the floor
     start: float | None = None         # density before the first pruning
     floor: float | None = None
     best: float | None = None
@@ -297,7 +281,7 @@ class GrowPruneSchedule:
     def __post_init__(self):
         if self.growth_epochs > self.train_epochs:
             raise ValueError(f"growth_epochs {self.growth_epochs} exceed train_epochs {self.train_epochs}")
-        for name in ("train_epochs", "retrain_epochs", "growth_epochs", "rounds", "final_epochs"):
+        for name in ("train_epochs", "retrain_epochs", "growth_epochs", "rounds", "final_epochs", "patience"):
             least = int(name in ("train_epochs", "retrain_epochs"))
             if getattr(self, name) < least:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least {least}")
@@ -307,6 +291,10 @@ class GrowPruneSchedule:
             raise ValueError(f"growth={self.growth!r}: choose one of {GROWTHS}")
         if self.density is not None and not 0 < self.density <= 1:
             raise ValueError(f"density {self.density} must lie in (0, 1]")
+        if self.density is not None and self.patience:
+            raise ValueError("patience halves prune_ratio, which a density leaves no room for; choose one of the two")
+        if self.growth_batches is not None and self.growth_batches < 1:
+            raise ValueError(f"growth_batches {self.growth_batches} must be at least 1, or None for all")
         self._good: dict[str, Tensor] = {}
         if self.growth_epochs == 0:
             self.phase = "train"
@@ -325,7 +313,8 @@ class GrowPruneSchedule:
         """At most so many epochs are still to come."""
         if self.done:
             return 0
-        later = 0 if self.phase == "final" else (self.rounds - self.round) * self.retrain_epochs + self.final_epochs
+        rounds = self.rounds - self.round + (self.patience - self.failed if self.rounds else 0)
+        later = 0 if self.phase == "final" else rounds * self.retrain_epochs + self.final_epochs
         return self.length - self.at + later
 
     def end_epoch(self, masks: ConnectionMasks, gradients: Gradients, score: float) -> Event | None:
@@ -357,7 +346,11 @@ class GrowPruneSchedule:
         elif self.phase == "prune":
             event = Event.now("prune", masks, kept=False, note=f"round {self.round}: worse than the floor, undone")
             self._restore(masks)
-            self._finish()
+            self.failed += 1
+            if self.failed > self.patience:
+                self._finish()
+            else:
+                self._prune(masks)
         else:
             kept = not self._worse(score, self.best)
             event = Event.now("final", masks, kept=kept, note="retrained" if kept else "got worse, undone")
@@ -370,9 +363,13 @@ class GrowPruneSchedule:
         """The next pruning round, or what follows the last."""
         if self.round == self.rounds:
             return self._finish()
-        self.phase, self.at, self.round = "prune", 0, self.round + 1
+        self.phase, self.round = "prune", self.round + 1
+        self._prune(masks)
+
+    def _prune(self, masks: ConnectionMasks) -> None:
+        self.at = 0
         if self.density is None:
-            prune(masks, self.prune_ratio, per=self.per, structure=self.structure)
+            prune(masks, self.prune_ratio / 2 ** self.failed, per=self.per, structure=self.structure)
         else:
             target = between(self.start, self.density, self.round, self.rounds)
             prune_to(masks, target, per=self.per, structure=self.structure)
@@ -394,7 +391,11 @@ class GrowPruneSchedule:
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): t for k, t in self._good.items() if k.startswith(prefix)}
         masks.module.load_state_dict(part("weight."))
+        before = masks.masks
         masks.load_state_dict(part("mask."))
+        for name, mask in masks.masks.items():                     # whoever comes back has no moments
+            if (mask & ~before[name]).any():
+                masks.restart_(name)
 
     def state_dict(self) -> tuple[dict, dict[str, Tensor]]:
         """(plain values, tensors of the last good model)."""

@@ -14,20 +14,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from .growprune import (
-    Dense,
-    Event,
-    Gradients,
-    GrowPruneSchedule,
-    best_dormant,
-    between,
-    prune_to,
-    random_scores,
-    seeded,
-    sleep,
-    wake,
-)
-from .masks import ConnectionMasks
+from .growprune import Dense, Event, Gradients, GrowPruneSchedule, best_dormant, between, prune_to, sleep
+from .masks import ConnectionMasks, random_scores, seeded
 
 RIVALS = {
     "dense": "all connections, all epochs: what sparsity is measured against",
@@ -118,7 +106,7 @@ class Rewiring(Dense):
     """Constant density: after each epoch the smallest weights of each matrix sleep and as many connections wake.
 
     growth="gradient" is RigL (Evci et al., 2020): those wake whose |accumulated gradient| is largest, over the last
-    `growth_batches` batches of the epoch (RigL: 1; None: all). growth="random" is SET (Mocanu et al., 2018). Both
+    `growth_batches` steps of the epoch (RigL: 1; None: all). growth="random" is SET (Mocanu et al., 2018). Both
     move a share that falls from `share` to zero along a cosine, over the first `until` of the training: RigL's rule,
     which its authors found to help SET too. Who has just fallen asleep may wake again, at zero.
     """
@@ -127,6 +115,7 @@ class Rewiring(Dense):
     share: float = 0.3
     until: float = 0.75
     growth_batches: int | None = None
+    absolute: bool = False
     seed: int = 0
 
     @property
@@ -147,7 +136,7 @@ class Rewiring(Dense):
             n = sleep(masks, [name], round(share * int(masks.masks[name].sum())))
             p = masks.parameters[name]
             scores = gradients.sums[name].abs() if self.growth == "gradient" else random_scores(p, generator)
-            moved += wake(masks, name, best_dormant(masks.masks[name], scores, n))
+            moved += masks.wake_(name, best_dormant(masks.masks[name], scores, n))
         gradients.clear()
         return Event.now("rewire", masks, note=f"{moved} connections moved")
 
