@@ -25,7 +25,7 @@ from .training import Settings, Trainer, accelerator
 
 # The code that decides what a run computes: a change in one of these makes the records of smoke and laptop stale.
 CODE = [Path(__file__).with_name(f"{name}.py") for name in
-        ("lstm", "masks", "growprune", "deepspeech2", "corpora", "scores", "counting", "tasks", "training",
+        ("scan", "lstm", "masks", "growprune", "deepspeech2", "corpora", "scores", "counting", "tasks", "training",
          "experiments")]
 RECURRENT = "rnns.*weight_*"           # what is grown and pruned: the matrices of the recurrent layers
 

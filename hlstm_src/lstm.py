@@ -16,18 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from .scan import scan
+
 ACTIVATIONS = {"relu": F.relu, "leaky_relu": F.leaky_relu, "tanh": torch.tanh, "elu": F.elu}
 
 # An H-LSTM's recurrent weights start this much weaker than the others, so that its state is driven by the input rather
 # than by its own past at first: with full variance, CTC training set out much more slowly in our experiments.
 RECURRENT_GAIN = 0.2
-
-# Slopes of the activations, computed from their outputs, so that the inputs need not be kept for the way back.
-SLOPES = {"relu": lambda a: (a > 0).to(a.dtype),
-          "leaky_relu": lambda a: (a > 0).to(a.dtype).clamp_(min=0.01),
-          "tanh": lambda a: 1 - a * a,
-          "elu": lambda a: torch.where(a > 0, torch.ones_like(a), a + 1)}
-
 
 @dataclass
 class CellWeights:
@@ -73,102 +68,6 @@ def flip(x: Tensor, lengths: Tensor | None) -> Tensor:
     t = torch.arange(len(x), device=x.device)[:, None]
     index = torch.where(t < lengths, lengths - 1 - t, t)           # (T, B)
     return x.gather(0, index.view(*index.shape, *[1] * (x.dim() - 2)).expand_as(x))
-
-
-class _Scan(torch.autograd.Function):
-    """The recurrence of one H-LSTM layer: all gates and both directions in one batched product a step.
-
-    Forward keeps states and activations. Backward walks the steps once more, with one product a step for each matrix,
-    and makes each weight gradient as one large product at the end. Under bfloat16 autocast the products and what is
-    kept for the way back are in bfloat16; the states stay in float32, since c sums over many steps.
-    N = D*S stacks, D*4 gates.
-        inputs (T, N, B, G): projections of x, bias included     h, c (D, B, H)     hh (N, G, H)
-        layers: weights (N, G, G) ..., last (D*4, H, G); biases (N, G) ..., last (D*4, H); noise (N, B, G) or none
-    """
-
-    @staticmethod
-    def forward(ctx, activation, depth, inputs, h, c, hh, *layers):
-        weights, biases, noise = layers[:depth], layers[depth:2 * depth], layers[2 * depth:]
-        (T, N, B, G), (D, _, H), low = inputs.shape, h.shape, inputs.dtype
-        hs, cs = h.new_empty(T + 1, D, B, H), h.new_empty(T + 1, D, B, H)
-        gates, now = inputs.new_empty(T, D, 4, B, H), h.new_empty(D, 4, B, H)
-        hidden = [inputs.new_empty(T, N, B, G) for _ in weights]
-        hs[0], cs[0] = h, c
-        hhT, weightsT = hh.mT.contiguous(), [w.mT.contiguous() for w in weights]
-        for t in range(T):
-            z = torch.baddbmm(inputs[t], _repeat(hs[t].to(low), N), hhT)
-            for j in range(depth):
-                a = hidden[j][t] = ACTIVATIONS[activation](z)
-                a = a * noise[j] if noise else a
-                z = torch.baddbmm(biases[j].unsqueeze(1), _repeat(a, len(weights[j])), weightsT[j])
-            z = z.view(D, 4, B, H).to(h.dtype)
-            torch.sigmoid(z, out=now)
-            torch.tanh(z[:, 2], out=now[:, 2])
-            gates[t] = now
-            i, f, g, o = now.unbind(1)
-            torch.addcmul(f * cs[t], i, g, out=cs[t + 1])
-            torch.mul(o, cs[t + 1].tanh(), out=hs[t + 1])
-        ctx.activation, ctx.depth = activation, depth
-        ctx.save_for_backward(hs, cs, gates, hh, *weights, *hidden, *noise)
-        return hs[1:], cs[1:]
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dhs, dcs):
-        depth = ctx.depth
-        hs, cs, gates, hh, *rest = ctx.saved_tensors
-        weights, hidden, noise = rest[:depth], rest[depth:2 * depth], rest[2 * depth:]
-        (T, D, _, B, H), N, low = gates.shape, len(hh), hh.dtype
-        # What each gate's gradient is a multiple of, for all steps at once: i, f, g follow dc; o follows dh.
-        i, f, g, o = gates.unbind(2)
-        tanh_c = cs[1:].tanh().to(low)
-        slope = gates * (1 - gates)                                # (T, D, 4, B, H)
-        slope[:, :, 0] *= g
-        slope[:, :, 1] *= cs[:-1]
-        slope[:, :, 2] = i * (1 - g * g)
-        slope[:, :, 3] *= tanh_c
-        through_o = o * (1 - tanh_c * tanh_c)
-        slopes = [SLOPES[ctx.activation](a) for a in hidden]
-        if noise:                                                  # hidden layers are kept as they are before dropout
-            slopes = [s.mul_(n) for s, n in zip(slopes, noise)]
-            hidden = [a * n for a, n in zip(hidden, noise)]
-        dz, das = torch.empty_like(gates), [torch.empty_like(a) for a in hidden]
-        dh, dc = torch.zeros_like(hs[0]), torch.zeros_like(cs[0])
-        for t in reversed(range(T)):
-            dh += dhs[t]
-            dc += dcs[t]
-            dc += dh * through_o[t]
-            torch.mul(slope[t][:, :3], dc.unsqueeze(1), out=dz[t][:, :3])
-            torch.mul(slope[t][:, 3], dh, out=dz[t][:, 3])
-            dc *= f[t]
-            d = dz[t].view(D * 4, B, H)
-            for j in reversed(range(depth)):
-                d = _fold(torch.bmm(d, weights[j]), N)
-                d = torch.mul(d, slopes[j][t], out=das[j][t])
-            dh = _fold(torch.bmm(d, hh), D).to(dh.dtype)
-        ds = [*das[1:], dz.view(T, D * 4, B, H)]                   # gradients before each layer behind the first
-        dweights = [_outer(d, a) for d, a in zip(ds, hidden)]
-        dbiases = [d.sum((0, 2)) for d in ds]
-        dhh = _outer(das[0], hs[:-1].to(low))
-        return (None, None, das[0], dh, dc, dhh, *dweights, *dbiases, *[None] * len(noise))
-
-
-def _repeat(x: Tensor, n: int) -> Tensor:
-    """(m, B, K) -> (n, B, K): every block of x serves n/m neighbours."""
-    return x if len(x) == n else x.repeat_interleave(n // len(x), 0)
-
-
-def _fold(x: Tensor, n: int) -> Tensor:
-    """(m, B, K) -> (n, B, K): the way back of `_repeat`, neighbours summed."""
-    return x if len(x) == n else x.view(n, -1, *x.shape[1:]).sum(1)
-
-
-def _outer(d: Tensor, a: Tensor) -> Tensor:
-    """d (T, m, B, K), a (T, n, B, J), n dividing m -> (m, K, J): summed over steps and batch in one product."""
-    m, n = d.shape[1], a.shape[1]
-    d = d.transpose(0, 1).reshape(n, m // n, -1, d.shape[3])       # (n, m/n, T*B, K)
-    a = a.transpose(0, 1).reshape(n, -1, a.shape[3])               # (n, T*B, J)
-    return torch.stack([block.mT @ a[k] for k in range(n) for block in d[k]])
 
 
 class HLSTM(nn.Module):
@@ -314,23 +213,22 @@ class HLSTM(nn.Module):
         return hs[0], hn, cn
 
     def _hidden(self, k, xs, h, c, weights, lengths, with_state):
-        (T, B, _), G = xs[0].shape, self.gate_width
-        D, S, depth = self.directions, (1 if self.shared_hidden else 4), self.gate_layers
-        inputs = [F.linear(x, w.ih, w.bias).view(T, B, S, G).transpose(1, 2) for x, w in zip(xs, weights)]
-        inputs = torch.cat(inputs, dim=1)                          # (T, D*S, B, G)
-        dtype = inputs.dtype                                       # bfloat16 under autocast; the products follow
+        D, S = self.directions, (1 if self.shared_hidden else 4)
+        inputs = torch.cat([F.linear(x, w.ih, w.bias) for x, w in zip(xs, weights)], dim=2)      # (T, B, D*S*G)
+        low = inputs.dtype                                         # bfloat16 under autocast; the products follow
 
-        def stack(tensors, *shape):                                # both directions' blocks in one tensor
-            return torch.cat([t.view(-1, *shape) for t in tensors]).to(dtype)
-        hh = stack([w.hh for w in weights], G, self.hidden_size)
-        rows = [G] * (depth - 1) + [self.hidden_size]
-        mats = [stack([w.gates[j][0] for w in weights], rows[j], G) for j in range(depth)]
-        biases = [stack([w.gates[j][1] for w in weights], rows[j]) if self.bias
-                  else mats[j].new_zeros(mats[j].shape[:2]) for j in range(depth)]
-        noise = self.noise((D * S, B, G), inputs) if self.training and self.gate_dropout else []
-        hs, cs = _Scan.apply(self.activation, depth, inputs, h, c, hh, *mats, *biases, *noise)
-        cn = cs[-1] if lengths is None else torch.stack([_at_end(cs[:, d], lengths) for d in range(D)])
-        return [hs[:, d] for d in range(D)], cn
+        def join(tensors):                                         # both directions' rows in one tensor
+            return torch.cat(list(tensors)).to(low)
+        mats, biases = [], []
+        for layers in zip(*(w.gates for w in weights)):            # the same layer of all directions
+            mats.append(join(weight for weight, _ in layers))
+            biases += [join(bias for _, bias in layers)] if self.bias else []
+        noise = self.noise((1, *inputs.shape[1:]), inputs) if self.training and self.gate_dropout else []
+        h, c = (s.transpose(0, 1).flatten(1) for s in (h, c))      # (B, D*H)
+        hs, cs, *_ = scan(inputs, h, c, join(w.hh for w in weights), mats, biases,
+                          [n.expand_as(inputs) for n in noise], D * S, self.activation)
+        hs, cs = hs.chunk(D, dim=2), cs.chunk(D, dim=2)            # a direction each
+        return hs, torch.stack([s[-1] if lengths is None else _at_end(s, lengths) for s in cs])
 
     def noise(self, shape, like: Tensor) -> list[Tensor]:
         """Dropout factors for each hidden layer: 0, or 1 / (1 - gate_dropout)."""
