@@ -367,6 +367,43 @@ def test_if_every_round_is_good_all_are_kept(final):
                                                        for k in range(4, 13, 2)]
 
 
+PATIENT = STORY | dict(patience=2)
+# Round 1 holds, round 2 breaks the floor twice and holds with a quarter of the ratio; so do rounds 3 and 4; 5 breaks.
+TRIES = [30, 20, 10, 99, 10.5, 99, 50, 99, 12, 99, 11, 99, 11, 99, 11, 99, 11.5, 99, 10.9]
+
+
+def test_with_patience_a_broken_floor_is_tried_again_from_the_last_good_network_with_half_the_ratio():
+    run = Run(GrowPruneSchedule(**PATIENT), TRIES)
+    while run.epoch < 7:
+        run.step()
+    good = copy.deepcopy(run.masks)                                     # undone, and pruned again at once
+    good.module.load_state_dict(run.states[4]["model"])
+    good.masks = copy.deepcopy(run.states[4]["masks"])
+    good.module.load_state_dict(run.states[4]["model"])
+    assert run.schedule.phase == "prune" and run.schedule.at == 0 and run.schedule.round == 2
+    prune(good, 0.125)
+    assert lists(run.masks) == lists(good) and same({"model": good.module.state_dict()}, run.state())
+    run.finish()
+    assert run.happened()[4::2] == [("prune", True), ("prune", False), ("prune", False)] + [("prune", True)] * 3 + \
+        [("prune", False), ("final", True)]
+    live = [e.nonzero for e in run.events[4::2] if e]
+    first, ratio = live[0], 1 - 0.25 / 4
+    assert live[3:6] == pytest.approx([first * ratio ** k for k in (1, 2, 3)], abs=2) and live[-1] == live[5]
+    assert [e.note[:7] for e in run.events[6::2] if e][:3] == ["round 2"] * 3
+
+
+def test_who_comes_back_after_an_undone_round_starts_with_a_fresh_optimiser():
+    for patience, phase in ((0, "final"), (1, "prune")):
+        run = Run(GrowPruneSchedule(**STORY | dict(patience=patience)), [30, 20, 10, 99, 50])
+        optimiser = torch.optim.AdamW(run.model.parameters())
+        run.masks.attach(optimiser)
+        for _ in range(5):
+            run.step()
+            optimiser.step()
+            counts = [optimiser.state[p]["step"].item() for p in run.model.parameters()]
+        assert run.schedule.phase == phase and counts == [1, 5, 5, 5, 1, 5]
+
+
 def test_for_higher_scores_everything_is_mirrored():
     lower = Run(GrowPruneSchedule(**STORY), SCORES).finish()
     higher = Run(GrowPruneSchedule(**STORY, lower_is_better=False), [-s for s in SCORES]).finish()
@@ -413,10 +450,10 @@ def test_growth_sees_the_gradients_since_the_last_one_and_both_follow_the_settin
 @settings(max_examples=60, deadline=None)
 @given(st.data(), st.integers(1, 4), st.integers(1, 3), st.integers(0, 3), st.integers(0, 2), st.booleans())
 def test_epochs_left_is_an_upper_bound_that_reaches_zero(data, train, retrain, rounds, final, lower):
-    growth = data.draw(st.integers(0, train))
+    growth, patience = data.draw(st.integers(0, train)), data.draw(st.integers(0, 2))
     schedule = GrowPruneSchedule(train, growth, retrain_epochs=retrain, rounds=rounds, final_epochs=final,
-                                 lower_is_better=lower)
-    most = train + retrain * rounds + final
+                                 lower_is_better=lower, patience=patience)
+    most = train + retrain * (rounds + patience if rounds else 0) + final
     assert schedule.epochs_left == most
     run = Run(schedule, data.draw(st.lists(st.integers(0, 3), min_size=most, max_size=most)))
     while not schedule.done:
@@ -427,11 +464,13 @@ def test_epochs_left_is_an_upper_bound_that_reaches_zero(data, train, retrain, r
     assert schedule.epochs_left == 0 and run.epoch <= most
 
 
-@pytest.mark.parametrize("scores", [SCORES, SCORES[:-1] + [50], [10] * 15], ids=["kept", "undone", "all good"])
-def test_a_run_can_be_stopped_and_resumed_after_any_epoch(scores):
-    whole = Run(GrowPruneSchedule(**STORY), scores).finish()
+@pytest.mark.parametrize("scores, story", [
+    (SCORES, STORY), (SCORES[:-1] + [50], STORY), ([10] * 15, STORY), (TRIES, PATIENT),
+    (SCORES, STORY | dict(growth="random", seed=3))], ids=["kept", "undone", "all good", "patient", "random"])
+def test_a_run_can_be_stopped_and_resumed_after_any_epoch(scores, story):
+    whole = Run(GrowPruneSchedule(**story), scores).finish()
     for stop in range(whole.epoch):
-        first = Run(GrowPruneSchedule(**STORY), scores)
+        first = Run(GrowPruneSchedule(**story), scores)
         for _ in range(stop):
             first.step()
         plain, tensors = first.schedule.state_dict()
@@ -457,7 +496,9 @@ def test_a_run_can_be_stopped_and_resumed_after_any_epoch(scores):
     (dict(train_epochs=4, prune_ratio=1.5), "prune_ratio 1.5"),
     (dict(train_epochs=4, growth_ratio=-1), "growth_ratio -1"), (dict(train_epochs=4, per="layer"), "per='layer'"),
     (dict(train_epochs=4, structure="block"), "structure='block'"),
-    (dict(train_epochs=4, growth="rigl"), "growth='rigl'"), (dict(train_epochs=4, density=0), "density 0")])
+    (dict(train_epochs=4, growth="rigl"), "growth='rigl'"), (dict(train_epochs=4, density=0), "density 0"),
+    (dict(train_epochs=4, patience=-1), "patience -1"), (dict(train_epochs=4, patience=1, density=0.5), "choose one"),
+    (dict(train_epochs=4, growth_batches=0), "growth_batches 0")])
 def test_a_schedule_that_cannot_be_is_refused_before_it_starts(options, words):
     with pytest.raises(ValueError, match=words):
         GrowPruneSchedule(**options)
