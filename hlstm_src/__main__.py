@@ -69,6 +69,26 @@ def bench_layer(rounds: Annotated[int, typer.Option(min=1, help="timings of each
         bench.save(json, "layer", rows)
 
 
+@benches.command("masks")
+def bench_masks(rounds: Annotated[int, typer.Option(min=1, help="timings of each contestant")] = 9,
+                threads: Annotated[list[int], typer.Option(min=1, help="may be given several times")] = (1, 2),
+                json: JsonOption = None):
+    """What masks, and the gradients that growth looks at, add to a dense training step."""
+    from . import bench
+    rows, (masks, sums) = bench.masks(n_threads=threads, rounds=rounds)
+    print("Time of a training step with masks, and while growing, as a multiple of the dense step's:")
+    print(bench.ratios((row for row in rows if "alone" not in row.engine), "dense"))
+    print("What is added, timed alone, in percent of the dense step:")
+    dense = {(row.case, row.threads): row.microseconds for row in rows if row.engine == "dense"}
+    for row in rows:
+        if "alone" in row.engine:
+            share = 100 * row.microseconds / dense[row.case, row.threads]
+            print(f"{row.case}, {row.threads} threads, {row.engine.removesuffix(' alone')}: {share:.2f} %")
+    print(f"Memory, in copies of the masked weights: {masks:.2f} for the masks; {sums:.2f} more while growing")
+    if json:
+        bench.save(json, "masks", rows, copies={"masks": masks, "gradients": sums})
+
+
 @app.command()
 def doctor():
     """Look at this machine: packages, cores, GPU, corpora. Exit code 1 if something needed is missing."""

@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from . import records
+from .growprune import Gradients
 from .lstm import HLSTM, unroll
+from .masks import ConnectionMasks
 from .records import LatencyRow
 
 SHAPES = [(150, 16, 512), (17, 64, 512), (150, 16, 800), (150, 16, 256)]       # T, B, H of speech and captions
@@ -129,3 +131,62 @@ def layer(shapes=SHAPES, n_threads: Iterable[int] = (1, 2), rounds: int = 5):
             for name, model in models.items():                     # each entry of a matrix is used once a step
                 work[name, case] = T * B * sum(p.numel() for p in model.parameters() if p.dim() == 2)
     return rows, work
+
+
+# Masks ----------------------------------------------------------------------------------------------------------------
+
+class Training:
+    """A training step of an H-LSTM as wide as its input: forward, backward, clipping, AdamW; with masks if asked for,
+    and with the gradients of a growth phase."""
+
+    def __init__(self, x: torch.Tensor, masked: bool = False, growing: bool = False, low: bool = False,
+                 fused: bool = True):
+        self.x, self.low, self.gradients = x, low, Gradients() if growing else None
+        self.model = HLSTM(x.shape[2], x.shape[2])
+        self.optimiser = torch.optim.AdamW(self.model.parameters(), fused=fused)
+        self.masks = ConnectionMasks(self.model, "weight_*", density=0.5) if masked else None
+        if masked:
+            self.masks.attach(self.optimiser)
+
+    def step(self) -> None:
+        self.optimiser.zero_grad()
+        train_step(self.model, self.x, self.low)
+        self.extra()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
+        self.optimiser.step()
+
+    def extra(self) -> None:
+        """What masks and growth add to a step."""
+        if self.gradients is not None:
+            self.gradients.collect(self.masks)
+        if self.masks is not None:
+            self.masks.mask_gradients_()
+
+    def copies(self) -> tuple[float, float]:
+        """Bytes of the masks and of the accumulated gradients, in copies of the masked weights."""
+        weights = sum(p.nbytes for p in self.masks.parameters.values())
+        sums = self.gradients.sums.values() if self.gradients is not None else ()
+        return sum(m.nbytes for m in self.masks.masks.values()) / weights, sum(t.nbytes for t in sums) / weights
+
+
+def masks(shapes=((17, 64, 512), (150, 16, 256)), n_threads: Iterable[int] = (1, 2), rounds: int = 9):
+    """A training step without masks, with them, and with growth; and what these add, timed alone.
+
+    All with the fused AdamW; the first shape also with the plain one, whose square roots are slow at exact zeros.
+    Returns rows and the copies of the masked weights that the masks and the accumulated gradients take.
+    """
+    rows, copies = [], (0.0, 0.0)
+    cases = [(shape, low, fused) for shape in shapes for low in (False, True) for fused in (True, False)
+             if fused or shape == shapes[0]]
+    for n in n_threads:
+        for (T, B, H), low, fused in cases:
+            x = torch.randn(T, B, H)
+            dense, masked, growing = (Training(x, *options, low=low, fused=fused)
+                                      for options in ((), (True,), (True, True)))
+            with threads(n):
+                seconds = interleaved({"dense": dense.step, "masks": masked.step, "growth": growing.step,
+                                       "masks alone": masked.extra, "growth alone": growing.extra}, rounds)
+            case = f"T{T} B{B} H{H} {'bf16' if low else 'float32'}{'' if fused else ' plain AdamW'}"
+            rows += rows_of(seconds, case, n)
+            copies = growing.copies()
+    return rows, copies

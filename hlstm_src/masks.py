@@ -7,6 +7,7 @@ when a connection wakes it starts fresh. The file functions at the end store onl
 
 import json
 import os
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -23,24 +24,28 @@ class ConnectionMasks:
     Args:
         module: any module, already on its device; its parameters stay where they are.
         include: one shell pattern or several ("rnn.*weight_*").
-        density: share of live connections in each matrix, in (0, 1]. Below 1 the live ones are drawn at random, such
-            that every row and every column keeps at least one: no neuron is left unconnected (paper: sparse seed).
+        density: share of live connections, in (0, 1]: one number, or one for each pattern, {"*_hh_*": 0.2, "*": 0.5},
+            of which the first that matches a name counts. Below 1 the live ones are drawn at random, such that every
+            row and every column keeps at least one: no neuron is left unconnected (paper: sparse seed).
         generator: torch.Generator for that draw.
-    Raises ValueError where nothing matches or the density is out of range.
+        allocation: "uniform": each matrix has its density; "erdos-renyi-kernel": as many connections in all, but
+            each matrix as many as its dimensions sum to, times a constant, so that small ones are denser (Evci et
+            al., 2020). See `allocate`.
+    Raises ValueError where nothing matches, a density is missing or out of range, or the allocation is unknown.
     """
 
-    def __init__(self, module: nn.Module, include: str | tuple[str, ...] = "*", density: float = 1.0,
-                 generator: torch.Generator | None = None):
+    def __init__(self, module: nn.Module, include: str | tuple[str, ...] = "*",
+                 density: float | Mapping[str, float] = 1.0, generator: torch.Generator | None = None, *,
+                 allocation: str = "uniform"):
         patterns = (include,) if isinstance(include, str) else tuple(include)
-        if not 0 < density <= 1:
-            raise ValueError(f"density {density} must lie in (0, 1]")
         self.parameters = {name: p for name, p in module.named_parameters()
                            if p.dim() >= 2 and any(fnmatch(name, pattern) for pattern in patterns)}
         if not self.parameters:
             raise ValueError(f"no weight matrix matches {patterns}; there are: "
                              + ", ".join(n for n, p in module.named_parameters() if p.dim() >= 2))
         self.module, self.optimiser = module, None
-        self.masks = {name: random_mask(p.shape, density, generator).to(p.device)
+        live = allocate({name: p.shape for name, p in self.parameters.items()}, density, allocation)
+        self.masks = {name: scattered(p.shape, live[name], generator).to(p.device)
                       for name, p in self.parameters.items()}
         self.apply_()
 
@@ -56,30 +61,47 @@ class ConnectionMasks:
         self.optimiser = optimiser
 
     @torch.no_grad()
-    def apply_(self) -> None:
-        """Sets the weight, gradient and optimiser moments of every dormant connection to zero."""
-        for name, mask in self.masks.items():
-            self.clear_(name, ~mask)
+    def apply_(self, *names: str) -> None:
+        """Sets weight, gradient and optimiser moments of every dormant connection (of these matrices) to zero."""
+        for name in names or self.masks:
+            for tensor in self._tensors(name):
+                keep_(tensor, self.masks[name])
 
-    @torch.no_grad()
-    def clear_(self, name: str, which: Tensor) -> None:
-        """Sets weight, gradient and optimiser moments to zero where `which`, shaped as the matrix, is True."""
+    def _tensors(self, name: str) -> list[Tensor]:
+        """Weight, gradient and optimiser moments of one matrix, as far as there are any."""
         p = self.parameters[name]
         moments = self.optimiser.state.get(p, {}).values() if self.optimiser else ()
-        for tensor in [p, p.grad, *moments]:
-            if isinstance(tensor, Tensor) and tensor.shape == p.shape:
-                tensor.masked_fill_(which, 0)                      # not a product: infinity times zero is no zero
+        return [t for t in [p, p.grad, *moments] if isinstance(t, Tensor) and t.shape == p.shape]
 
     @torch.no_grad()
-    def restart_(self, name: str) -> None:
-        """Lets the optimiser begin anew with one matrix: all moments, and Adam's count of steps, back to zero.
+    def wake_(self, name: str, new: Tensor, first: Tensor | None = None) -> int:
+        """Wakes the connections of one matrix where `new` (bool, shaped as it) is True; returns how many.
+
+        Their weights start at zero or at `first` (one value for each, in order); nothing is left of an earlier life,
+        and the optimiser begins anew with the matrix.
+        """
+        self.masks[name] |= new
+        for tensor in self._tensors(name):
+            keep_(tensor, ~new)
+        if first is not None:
+            self.parameters[name][new] = first.to(self.parameters[name].dtype)
+        if new.any():
+            self.restart_(name)
+        return int(new.sum())
+
+    @torch.no_grad()
+    def restart_(self, name: str | None = None) -> None:
+        """Lets the optimiser begin anew with one matrix, or with every parameter: all moments, and Adam's count of
+        steps, back to zero.
 
         Zero moments under an old count are a trap: Adam would take the young average of squares for a settled one and
         move a woken connection by several times the learning rate, for hundreds of steps.
         """
-        for tensor in self.optimiser.state.get(self.parameters[name], {}).values() if self.optimiser else ():
-            if isinstance(tensor, Tensor):
-                tensor.zero_()
+        state = self.optimiser.state if self.optimiser else {}
+        for moments in state.values() if name is None else [state.get(self.parameters[name], {})]:
+            for tensor in moments.values():
+                if isinstance(tensor, Tensor):
+                    tensor.zero_()
 
     @torch.no_grad()
     def mask_gradients_(self) -> None:
@@ -89,7 +111,7 @@ class ConnectionMasks:
         """
         for name, p in self.parameters.items():
             if p.grad is not None:
-                p.grad.masked_fill_(~self.masks[name], 0)
+                keep_(p.grad, self.masks[name])
 
     def count(self) -> tuple[int, int]:
         """(live, all) connections."""
@@ -114,25 +136,83 @@ class ConnectionMasks:
         self.apply_()
 
 
-def random_mask(shape: torch.Size, density: float, generator: torch.Generator | None = None) -> Tensor:
-    """A boolean mask with round(density * size) live entries, at least one in each row and column (dim 0, the rest).
-
-    The diagonal lives, the others are drawn at random. Where so few entries cannot meet every row and column, there
-    are as many as the longer side.
-    """
+def live_count(shape: torch.Size, density: float) -> int:
+    """Live connections of a matrix at that density: round(density * size), but enough to meet each row and column."""
     rows, columns = shape[0], int(np.prod(shape[1:]))
-    if density == 1:
+    return max(round(density * rows * columns), rows, columns)
+
+
+def allocate(shapes: Mapping[str, torch.Size], density: float | Mapping[str, float],
+             allocation: str = "uniform") -> dict[str, int]:
+    """Name -> live connections, for matrices of these shapes (see `ConnectionMasks`).
+
+    "uniform" is `live_count` of each. "erdos-renyi-kernel" shares out the sum of these, exactly, in proportion to
+    the sums of the dimensions: not more than a matrix has, not less than meets each row and column.
+    """
+    densities = {name: density if isinstance(density, (int, float)) else
+                 next((d for pattern, d in density.items() if fnmatch(name, pattern)), None) for name in shapes}
+    for name, d in densities.items():
+        if d is None or not 0 < d <= 1:
+            raise ValueError(f"density {d} of {name} must lie in (0, 1]")
+    live = {name: live_count(shape, densities[name]) for name, shape in shapes.items()}
+    if allocation == "uniform":
+        return live
+    if allocation != "erdos-renyi-kernel":
+        raise ValueError(f"allocation={allocation!r}: choose 'uniform' or 'erdos-renyi-kernel'")
+    share = np.array([sum(shape) for shape in shapes.values()])
+    least = np.array([live_count(shape, 0) for shape in shapes.values()])
+    most = np.array([int(np.prod(shape)) for shape in shapes.values()])
+    low, high, total = 0.0, float(most.max()), sum(live.values())
+    for _ in range(100):                                           # the constant, by halving
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.clip(middle * share, least, most).sum() <= total else (low, middle)
+    wanted = np.clip(low * share, least, most)
+    counts = wanted.astype(int)
+    for k in np.argsort(counts - wanted, kind="stable")[:total - counts.sum()]:    # largest remainders first
+        counts[k] += 1
+    return dict(zip(shapes, counts.tolist()))
+
+
+def random_mask(shape: torch.Size, density: float, generator: torch.Generator | None = None) -> Tensor:
+    """A boolean mask with `live_count` live entries, at least one in each row and column (dim 0, the rest)."""
+    return scattered(shape, live_count(shape, density), generator)
+
+
+def scattered(shape: torch.Size, live: int, generator: torch.Generator | None = None) -> Tensor:
+    """A boolean mask with so many live entries: the diagonal, which meets each row and column, and others at random."""
+    rows, columns = shape[0], int(np.prod(shape[1:]))
+    if live == rows * columns:
         return torch.ones(shape, dtype=torch.bool)
     mask = torch.zeros(rows, columns, dtype=torch.bool)
     # The diagonal, wrapped around the shorter side, meets every row and column. It is kept in every seed, since
     # an H-LSTM starts with ones there.
     k = torch.arange(max(rows, columns))
     mask[k % rows, k % columns] = True
-    missing = round(density * rows * columns) - int(mask.sum())
+    missing = live - int(mask.sum())
     if missing > 0:
         dormant = (~mask).flatten().nonzero().squeeze(1)
         mask.view(-1)[dormant[torch.randperm(len(dormant), generator=generator)[:missing]]] = True
     return mask.view(shape)
+
+
+def keep_(tensor: Tensor, mask: Tensor) -> None:
+    """Sets `tensor` to zero where the boolean `mask` is False.
+
+    The bits of each number times one or zero: so infinity and NaN become zero too, nothing is allocated, and it
+    takes a small part of the time of `masked_fill_`, which a random mask slows down.
+    """
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    tensor.view(whole).mul_(mask.view(torch.int8))
+
+
+def random_scores(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Scores in [0, 1), shaped as `like`, drawn on the CPU so that every device gets the same."""
+    return torch.rand(like.shape, generator=generator).to(like.device)
+
+
+def seeded(seed: int, epoch: int) -> torch.Generator:
+    """The generator of what an epoch draws: seed and epoch are all of its state, so a resumed run draws the same."""
+    return torch.Generator().manual_seed(1_000_003 * seed + epoch)
 
 
 def pack_bits(mask: Tensor) -> Tensor:

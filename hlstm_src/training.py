@@ -2,18 +2,24 @@
 
 Randomness is seeded anew at each step from (seed, step), and checkpoints hold everything else, so that a run killed
 anywhere and resumed ends with the same bits as one that was left alone.
+
+Started by `accelerate launch` or `torchrun`, several processes share the batches of each epoch. Gradients are averaged
+over them before growth sees them, and the first process scores for all, so that masks and weights stay the same bits
+everywhere.
 """
 
 import math
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast, broadcast_object_list
 from torch import nn
 from tqdm import tqdm
 
@@ -38,6 +44,9 @@ class Settings:
     warmup: float = 0.1            # share of a stretch in which the learning rate rises
     retrain_lr: float = 0.5        # peak when retraining after pruning, as a share of `lr`
     precision: str = "bf16"        # of the matrix products; "fp32" for none lower
+    fused: bool = False            # AdamW in one pass: other rounding, less time, above all with masks: at exact zeros
+                                   # the square roots of the plain one are slow
+    accumulate: int = 1            # batches whose mean gradient makes one step: as one batch, if they are equal parts
 
 
 def accelerator(precision: str = "fp32") -> Accelerator:
@@ -70,11 +79,14 @@ class Trainer:
         self.checkpoint, self.key, self.name, self.progress = checkpoint, key, name, progress
         self.accelerator, self.model = accelerator(settings.precision), model
         self.parameters = list(model.parameters())
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay,
+                                           fused=settings.fused or None)
         if masks is not None:
             masks.attach(self.optimiser)
         self.prepared = self.accelerator.prepare(model)
-        self.gradients = Gradients()
+        if masks is not None and self.accelerator.num_processes > 1:    # the first process's, should they differ
+            masks.load_state_dict(broadcast({k: t.to(self.accelerator.device) for k, t in masks.state_dict().items()}))
+        self.gradients = Gradients(schedule.absolute)
         self.epoch = self.batch = self.step = 0
         self.lr = self.loss_sum = self.seconds = self.epoch_seconds = 0.0
         self.history: list[dict] = []
@@ -82,32 +94,33 @@ class Trainer:
 
     def train(self) -> None:
         """Runs the schedule to its end. Raises Interrupted on Ctrl-C, TrainingError if the loss is not finite."""
-        if self.checkpoint is not None and self.checkpoint.exists():
-            self._resume()
+        with self.accelerator.main_process_first():                # which may set a checkpoint aside
+            if self.checkpoint is not None and self.checkpoint.exists():
+                self._resume()
         with _StopOnSignal() as stop:
             while not self.schedule.done:
                 self._epoch(stop)
 
     def _epoch(self, stop: "_StopOnSignal") -> None:
-        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        batches = self.task.batches(self.epoch)
-        batches = batches[:len(batches) // processes * processes or None][rank::processes]
+        batches = self._share(self.task.batches(self.epoch))
         bar = tqdm(total=len(batches), initial=self.batch, desc=f"{self.name} epoch {self.epoch + 1}", leave=False,
-                   disable=not (self.progress and sys.stderr.isatty()))
+                   disable=not (self.progress and self.accelerator.is_main_process and sys.stderr.isatty()))
         started = time.perf_counter() - self.epoch_seconds
         self.prepared.train()
         while self.batch < len(batches):
             self.lr = self._learning_rate((self.schedule.at + self.batch / len(batches)) / self.schedule.length)
-            self.loss_sum += self._step(batches[self.batch], self.lr)
-            self.batch, self.step = self.batch + 1, self.step + 1
+            together = batches[self.batch:self.batch + self.settings.accumulate]
+            steps_left = -(-(len(batches) - self.batch) // self.settings.accumulate)
+            self.loss_sum += self._step(together, self.lr, steps_left)
+            self.batch, self.step = self.batch + len(together), self.step + 1
             self.epoch_seconds = time.perf_counter() - started
-            bar.update()
+            bar.update(len(together))
             bar.set_postfix(loss=f"{self.loss_sum / self.batch:.3f}")
-            if stop.asked:
+            if self._mean(stop.asked):
                 bar.close()
                 self._stop()
         bar.close()
-        scores = self.task.evaluate(self.prepared, self.accelerator.device)
+        scores = self._evaluate()
         self.epoch_seconds = time.perf_counter() - started
         self.history.append({"epoch": self.epoch, "phase": self.schedule.phase, "loss": self.loss_sum / len(batches),
                              "lr": self.lr, "seconds": self.epoch_seconds, "scores": scores, **self._densities()})
@@ -119,24 +132,57 @@ class Trainer:
         self.epoch, self.batch, self.loss_sum, self.epoch_seconds = self.epoch + 1, 0, 0.0, 0.0
         self._save()
 
-    def _step(self, batch, lr: float) -> float:
-        torch.manual_seed(1_000_003 * self.seed + self.step)
+    def _share(self, batches: list) -> list:
+        """This process's part of an epoch's batches, as many for each; a rest that cannot be shared out is left."""
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        if len(batches) < processes:
+            raise TrainingError(f"{self.name}: {len(batches)} batches an epoch are too few for {processes} processes; "
+                                "make the batches smaller or start fewer processes")
+        return batches[:len(batches) // processes * processes][rank::processes]
+
+    def _mean(self, value: float) -> float:
+        """The mean of a number over all processes."""
+        if self.accelerator.num_processes == 1:
+            return value
+        tensor = torch.tensor(float(value), dtype=torch.float64, device=self.accelerator.device)
+        return self.accelerator.reduce(tensor, "mean").item()
+
+    def _evaluate(self) -> dict[str, float]:
+        """Validation scores. Of several processes the first one's are everybody's, and so are its running means."""
+        if self.accelerator.num_processes == 1:
+            return self.task.evaluate(self.model, self.accelerator.device)
+        for buffer in self.model.buffers():
+            buffer.copy_(broadcast(buffer))
+        main = self.accelerator.is_main_process
+        return broadcast_object_list([self.task.evaluate(self.model, self.accelerator.device) if main else None])[0]
+
+    def _step(self, batches: list, lr: float, steps_left: int = 1) -> float:
+        """One step down the mean gradient of these batches (and of those of the other processes); returns the sum
+        of their losses. `steps_left` says how many steps of the epoch there are, this one included."""
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        torch.manual_seed(1_000_003 * (self.seed * processes + rank) + self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = lr
         self.optimiser.zero_grad()
-        loss = self.task.loss(self.prepared, batch, self.accelerator.device)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise TrainingError(f"{self.name}: the loss became {value} in epoch {self.epoch + 1}; "
-                                "lower the learning rate")
-        self.accelerator.backward(loss)
+        total = 0.0
+        for k, batch in enumerate(batches, 1):
+            last = k == len(batches)                               # only then do the processes exchange gradients
+            with nullcontext() if last else self.accelerator.no_sync(self.prepared):
+                loss = self.task.loss(self.prepared, batch, self.accelerator.device)
+                value = self._mean(loss.item())
+                if not math.isfinite(value):
+                    raise TrainingError(f"{self.name}: the loss became {value} in epoch {self.epoch + 1}; "
+                                        "lower the learning rate")
+                self.accelerator.backward(loss / len(batches))
+            total += value
         if self.masks is not None:
-            if self.schedule.growing:
+            wanted = self.schedule.growth_batches
+            if self.schedule.growing and (wanted is None or steps_left <= wanted):
                 self.gradients.collect(self.masks)
             self.masks.mask_gradients_()
         nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
         self.optimiser.step()
-        return value
+        return total
 
     def _learning_rate(self, position: float) -> float:
         retraining = self.schedule.phase in ("prune", "final")

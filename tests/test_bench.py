@@ -59,3 +59,17 @@ def test_the_layers_bench_compares_equal_shapes_by_their_work():
     assert work["nn.LSTM", "T3 B2 H4 float32"] == 3 * 2 * 8 * 4 * 4
     assert work["HLSTM", "T3 B2 H4 two ways bf16"] == work["per step", "T3 B2 H4 two ways bf16"] == 2 * 6 * 12 * 4 * 4
     assert bench.ratios(rows, "nn.LSTM", work)
+
+
+def test_the_masks_bench_times_what_training_does():
+    rows, copies = bench.masks([(3, 2, 4)], n_threads=[1], rounds=1)
+    assert {(row.engine, row.case) for row in rows} == {
+        (engine, f"T3 B2 H4 {kind}{plain}") for engine in ("dense", "masks", "growth", "masks alone", "growth alone")
+        for kind in ("float32", "bf16") for plain in ("", " plain AdamW")}
+    assert copies == (0.25, 1)                              # a byte a connection; one copy of the weights
+    made = bench.Training(torch.randn(3, 2, 4), masked=True, growing=True)
+    made.step()
+    for name, p in made.masks.parameters.items():
+        dormant = ~made.masks.masks[name]
+        assert dormant.any() and (p[dormant] == 0).all() and (p[~dormant] != 0).any()
+        assert (made.gradients.sums[name][dormant] != 0).any()

@@ -14,7 +14,17 @@ from torch import nn
 
 from hlstm_src import HLSTM, ConnectionMasks, grow, masks, prune
 from hlstm_src.growprune import Gradients
-from hlstm_src.masks import load_model, load_tensors, pack_bits, random_mask, save_model, save_tensors, unpack_bits
+from hlstm_src.masks import (
+    allocate,
+    keep_,
+    load_model,
+    load_tensors,
+    pack_bits,
+    random_mask,
+    save_model,
+    save_tensors,
+    unpack_bits,
+)
 
 SHAPES = st.lists(st.integers(1, 12), min_size=2, max_size=3).map(torch.Size)
 
@@ -61,6 +71,45 @@ def test_random_masks_keep_the_diagonal_and_favour_no_other_place():
     assert (drawn[~wrapped] - (12 - 6) / (24 - 6)).abs().max() < 0.05
 
 
+@settings(max_examples=150, deadline=None)
+@given(st.lists(SHAPES, min_size=1, max_size=5), st.floats(1e-6, 1))
+def test_erdos_renyi_shares_out_the_same_sum_in_proportion_to_the_dimensions(shapes, density):
+    shapes = {f"m{k}": shape for k, shape in enumerate(shapes)}
+    live, uniform = allocate(shapes, density, "erdos-renyi-kernel"), allocate(shapes, density)
+    assert sum(live.values()) == sum(uniform.values())
+    low, high = [], []                                                  # what the constant must then be
+    for name, shape in shapes.items():
+        least, most = max(shape[0], shape[1:].numel()), shape.numel()
+        assert least <= live[name] <= most
+        low += [(live[name] - 1) / sum(shape)] if live[name] > least else []
+        high += [(live[name] + 1) / sum(shape)] if live[name] < most else []
+    assert max(low, default=0) <= min(high, default=1e9) + 1e-9
+
+
+def test_erdos_renyi_leaves_small_matrices_denser_and_nobody_alone():
+    def layers():
+        return nn.Sequential(nn.Linear(5, 4), nn.Linear(60, 40), nn.Conv1d(20, 30, 3))
+    made = ConnectionMasks(layers(), density=0.1, generator=torch.Generator().manual_seed(0),
+                           allocation="erdos-renyi-kernel")
+    assert made.count() == ConnectionMasks(layers(), density=0.1).count()
+    assert made.density("0.weight") == 1 > made.density("2.weight") > 0       # 9 and 53 for 20 and 1,800
+    ratio = made.density("1.weight") / made.density("2.weight")
+    assert ratio == pytest.approx((100 / 2400) / (53 / 1800), rel=0.05)
+    assert all(mask.flatten(1).any(0).all() and mask.flatten(1).any(1).all() for mask in made.masks.values())
+
+
+def test_densities_can_be_given_by_name(net):
+    made = ConnectionMasks(net, "*", {"*_hh_*": 0.5, "rnn.*": 0.75, "conv*": 1.0}, torch.Generator().manual_seed(0))
+    assert made.density("rnn.weight_hh_l0_reverse") == 0.5 and made.density("convolution.weight") == 1
+    assert made.density("rnn.weight_ih_l0") == made.density("rnn.weight_gate1_l0") == 0.75
+    with pytest.raises(ValueError, match="density None of convolution.weight"):
+        ConnectionMasks(net, "*", {"rnn.*": 0.5})
+    with pytest.raises(ValueError, match="density 2 of rnn.weight_ih_l0"):
+        ConnectionMasks(net, "*", {"*_ih_*": 2, "*": 0.5})
+    with pytest.raises(ValueError, match="allocation='random'.*'erdos-renyi-kernel'"):
+        ConnectionMasks(net, "*", 0.5, allocation="random")
+
+
 def test_include_chooses_matrices_by_name(net):
     def names(include):
         return list(ConnectionMasks(net, include).masks)
@@ -103,6 +152,7 @@ def test_a_rescaled_seed_gives_a_neuron_as_much_as_the_dense_matrix_would():
 
 OPTIMISERS = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1, amsgrad=True),
+    "fused": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1, fused=True),
     "adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1),
     "nesterov": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01)}
 
@@ -197,6 +247,16 @@ def test_the_optimiser_begins_anew_with_a_matrix_that_grew_and_with_no_other(kin
         train(twin, fresh, steps)
         torch.testing.assert_close(net["grown"], twin["grown"])
         assert not torch.allclose(net["kept"], twin["kept"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_what_is_kept_keeps_its_bits_and_the_rest_is_zero_whatever_it_was(dtype):
+    values = torch.tensor([1.5, -2, float("inf"), -float("inf"), float("nan"), -0.0, 1e-40], dtype=dtype)
+    tensor = values.repeat(2, 1).T                                      # not contiguous
+    keep_(tensor, torch.tensor([True, False]).expand(7, 2))
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    assert tensor[:, 0].contiguous().view(bits).equal(values.view(bits))
+    assert (tensor[:, 1].contiguous().view(bits) == 0).all()
 
 
 def test_infinite_values_are_put_to_sleep_too(net):

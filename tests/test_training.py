@@ -12,6 +12,7 @@ from hlstm_src.corpora import ALPHABET, SpeechCorpus
 from hlstm_src.deepspeech2 import DeepSpeech2
 from hlstm_src.growprune import Dense, GrowPruneSchedule
 from hlstm_src.masks import ConnectionMasks
+from hlstm_src.rivals import rival
 from hlstm_src.tasks import SpeechTask
 from hlstm_src.training import Interrupted, Settings, Trainer, TrainingError, learning_rate
 from tests.speech import make_corpus
@@ -39,7 +40,7 @@ def trainer(corpus, schedule, checkpoint=None, *, cell="hlstm", precision="fp32"
     model = DeepSpeech2(len(ALPHABET), cell, layers=2, hidden=8, channels=2, dropout=0.2,
                         **({"gate_dropout": 0.2} if cell == "hlstm" else {}))
     masks = None
-    if isinstance(schedule, GrowPruneSchedule):
+    if type(schedule) is not Dense:
         masks = ConnectionMasks(model, "rnns.*weight_*", 0.5, torch.Generator().manual_seed(seed))
     settings = Settings(**({"lr": 1e-2, "precision": precision} | settings))
     return Trainer(model, SpeechTask(corpus, batch=4, seed=seed), schedule, settings, masks=masks, seed=seed,
@@ -107,6 +108,20 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(corpus, tmp_path, 
     assert_same(result(broken), result(alone))
     assert broken.seconds == pytest.approx(sum(row["seconds"] for row in broken.history))
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["set", "rigl", "imp", "gradual", "gp-random"])
+def test_rivals_killed_within_their_epochs_end_with_the_same_bits(corpus, tmp_path, name):
+    def make(checkpoint=None):
+        schedule = rival(name, epochs=4, density=0.3, rounds=1)[1]
+        if name == "rigl":
+            schedule.growth_batches = 2
+        return trainer(corpus, schedule, checkpoint, cell="lstm", fused=True)
+    alone = make()
+    alone.train()
+    broken, kills = interrupted_run(lambda: make(tmp_path / "run.checkpoint"), 2)
+    assert kills == alone.step // 2 == 6 and alone.phases
+    assert_same(result(broken), result(alone))
 
 
 def test_the_end_of_a_process_is_as_good_as_ctrl_c(corpus, tmp_path):
