@@ -59,14 +59,17 @@ def report(profile: ProfileOption = "laptop"):
 @benches.command("layer")
 def bench_layer(rounds: Annotated[int, typer.Option(min=1, help="timings of each contestant")] = 5,
                 threads: Annotated[list[int], typer.Option(min=1, help="may be given several times")] = (1, 2),
+                compiled: Annotated[bool, typer.Option(help="also torch.compile of the readable step (slow)")] = False,
                 json: JsonOption = None):
     """Forward and backward of the H-LSTM layer for each multiply-accumulate, against torch.nn.LSTM."""
     from . import bench
-    rows, work = bench.layer(n_threads=threads, rounds=rounds)
+    rows, work, memory = bench.layer(n_threads=threads, rounds=rounds, compiled=compiled)
     print("Time per multiply-accumulate, forward and backward, as a multiple of torch.nn.LSTM's:")
     print(bench.ratios(rows, "nn.LSTM", work))
+    print("\nPeak memory of such a step, MB:")
+    print(bench.memory_table(memory))
     if json:
-        bench.save(json, "layer", rows)
+        bench.save(json, "layer", rows, memory=[{"engine": e, "case": c, "bytes": n} for (e, c), n in memory.items()])
 
 
 @benches.command("masks")

@@ -3,6 +3,7 @@
 A noisy neighbour slows every contestant of a round alike, so the ratio of two medians is far steadier than either.
 """
 
+import itertools
 import json
 import statistics
 import time
@@ -13,10 +14,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from . import records
 from .growprune import Gradients
-from .lstm import HLSTM, unroll
+from .lstm import HLSTM, step
 from .masks import ConnectionMasks
 from .records import LatencyRow
 
@@ -90,20 +92,35 @@ def save(path: str | Path, name: str, rows: Iterable[LatencyRow], **more) -> Non
     records.write_atomic(path, f"{json.dumps(data, indent=1, allow_nan=False)}\n".encode())
 
 
+def peak_bytes(run: Callable[[], object]) -> int:
+    """The most memory that tensors on the CPU take at any time while `run` runs, beyond what was there before.
+
+    It counts what PyTorch allocates; the matrix library's own room, such as for packed weights, it does not see.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        run()
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(itertools.accumulate((e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())), initial=0))
+
+
 # The layer ------------------------------------------------------------------------------------------------------------
 
 class PerStep(nn.Module):
-    """The readable definition, `unroll`, under autograd, with the weights of an `HLSTM` of one layer."""
+    """The readable definition under autograd, with the weights of an `HLSTM` of one layer."""
 
-    def __init__(self, layer: HLSTM):
+    def __init__(self, layer: HLSTM, step: Callable = step):
         super().__init__()
-        self.layer = layer
+        self.layer, self.step = layer, step
 
     def forward(self, x):
-        zeros = x.new_zeros(x.shape[1], self.layer.hidden_size)
-        ways = [unroll(x.flip(0) if d else x, zeros, zeros, self.layer.weights(0, bool(d)))[0]
-                for d in range(self.layer.directions)]
-        return torch.cat([way.flip(0) if d else way for d, way in enumerate(ways)], dim=2)
+        zeros, ways = x.new_zeros(x.shape[1], self.layer.hidden_size), []
+        for reverse in (False, True)[:self.layer.directions]:
+            h, c, hs, w = zeros, zeros, [], self.layer.weights(0, reverse)
+            for x_t in x.flip(0) if reverse else x:
+                h, c = self.step(x_t, h, c, w)
+                hs.append(h)
+            ways.append(torch.stack(hs[::-1] if reverse else hs))
+        return torch.cat(ways, dim=2)
 
 
 def train_step(model: nn.Module, x: torch.Tensor, low: bool = False) -> None:
@@ -113,24 +130,40 @@ def train_step(model: nn.Module, x: torch.Tensor, low: bool = False) -> None:
     (y[0] if isinstance(y, tuple) else y).float().sum().backward()
 
 
-def layer(shapes=SHAPES, n_threads: Iterable[int] = (1, 2), rounds: int = 5):
-    """Forward and backward of one layer as wide as its input: rows, and multiply-accumulates by engine and case."""
-    rows, work = [], {}
-    for n in n_threads:
-        for (T, B, H), directions, low in ((s, d, low) for s in shapes for low in (False, True) for d in (1, 2)):
-            if directions == 2 and (T, B, H) != shapes[0]:
-                continue
-            case = f"T{T} B{B} H{H}{' two ways' if directions == 2 else ''} {'bf16' if low else 'float32'}"
-            x = torch.randn(T, B, H, requires_grad=True)
-            ours = HLSTM(H, H, bidirectional=directions == 2)
-            models = {"nn.LSTM": nn.LSTM(H, H, bidirectional=directions == 2), "HLSTM": ours, "per step": PerStep(ours)}
-            with threads(n):
-                seconds = interleaved({name: partial(train_step, model, x, low) for name, model in models.items()},
-                                      rounds)
-            rows += rows_of(seconds, case, n)
-            for name, model in models.items():                     # each entry of a matrix is used once a step
-                work[name, case] = T * B * sum(p.numel() for p in model.parameters() if p.dim() == 2)
-    return rows, work
+def layer(shapes=SHAPES, n_threads: Iterable[int] = (1, 2), rounds: int = 5, compiled: bool = False):
+    """Forward and backward of one H-LSTM layer as wide as its input, one gate layer of that width, and its rivals.
+
+    Returns rows of times, multiply-accumulates by engine and case, and peak bytes by engine and case. `compiled` adds
+    `torch.compile` of the readable step, which takes a C++ compiler and a minute of compilation a case.
+    """
+    rows, work, memory = [], {}, {}
+    for n, (T, B, H), low, D in itertools.product(n_threads, shapes, (False, True), (1, 2)):
+        if D == 2 and (T, B, H) != shapes[0]:                      # both directions at one shape only
+            continue
+        case = f"T{T} B{B} H{H}{' two ways' if D == 2 else ''} {'bf16' if low else 'float32'}"
+        x = torch.randn(T, B, H, requires_grad=True)
+        ours = HLSTM(H, H, bidirectional=D == 2)
+        models = {"nn.LSTM": nn.LSTM(H, H, bidirectional=D == 2), "HLSTM": ours, "per step": PerStep(ours)}
+        if compiled:
+            models["compiled step"] = PerStep(ours, torch.compile(step, dynamic=False))
+        runs = {name: partial(train_step, model, x, low) for name, model in models.items()}
+        with threads(n):
+            rows += rows_of(interleaved(runs, rounds), case, n)
+        for name, model in models.items():                         # each entry of a matrix is used once a step
+            work[name, case] = T * B * sum(p.numel() for p in model.parameters() if p.dim() == 2)
+            if (name, case) not in memory:
+                memory[name, case] = peak_bytes(runs[name])
+    return rows, work, memory
+
+
+def memory_table(memory: dict[tuple[str, str], int]) -> str:
+    """Peak memory in MB, a line for each case."""
+    engines, cases = (list(dict.fromkeys(key[k] for key in memory)) for k in (0, 1))
+    wide = max(map(len, cases))
+    text = [f"{'case':{wide}}  " + "  ".join(f"{engine:>8}" for engine in engines)]
+    text += [f"{case:{wide}}  " + "  ".join(f"{memory[e, case] / 1e6:{max(8, len(e))}.1f}" for e in engines)
+             for case in cases]
+    return "\n".join(text)
 
 
 # Masks ----------------------------------------------------------------------------------------------------------------

@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from hlstm_src import bench
+from hlstm_src import HLSTM, bench
+from hlstm_src import __main__ as command
 from hlstm_src.records import LatencyRow
 
 
@@ -52,13 +54,41 @@ def test_saved_rows_are_a_records_rows(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["b.json"]
 
 
+def test_peak_memory_is_the_most_at_any_time():
+    def run():
+        a = torch.zeros(1000, 1000)                                    # 4 MB, and twice as much for a while
+        del a
+        b, c = torch.zeros(1000, 1000), torch.zeros(1000, 1000)        # noqa: F841
+        del c
+        return torch.zeros(1000, 500)
+    assert bench.peak_bytes(run) == pytest.approx(8e6, rel=0.01)
+    assert bench.peak_bytes(lambda: None) == 0
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_the_rivals_of_the_layer_compute_the_same(bidirectional):
+    layer, x = HLSTM(4, 4, bidirectional=bidirectional).double(), torch.randn(5, 2, 4, dtype=torch.float64)
+    torch.testing.assert_close(bench.PerStep(layer)(x), layer(x)[0])
+
+
 def test_the_layers_bench_compares_equal_shapes_by_their_work():
-    rows, work = bench.layer([(3, 2, 4)], n_threads=[1], rounds=1)
-    assert {row.case for row in rows} == {f"T3 B2 H4{way} {kind}" for way in ("", " two ways")
-                                          for kind in ("float32", "bf16")}
+    rows, work, memory = bench.layer([(3, 2, 4), (2, 1, 3)], n_threads=[1], rounds=1)
+    cases = {f"T3 B2 H4{way} {kind}" for way in ("", " two ways") for kind in ("float32", "bf16")}
+    assert {row.case for row in rows} == cases | {"T2 B1 H3 float32", "T2 B1 H3 bf16"}
+    assert {(row.engine, row.case) for row in rows} == set(work) == set(memory)
     assert work["nn.LSTM", "T3 B2 H4 float32"] == 3 * 2 * 8 * 4 * 4
     assert work["HLSTM", "T3 B2 H4 two ways bf16"] == work["per step", "T3 B2 H4 two ways bf16"] == 2 * 6 * 12 * 4 * 4
-    assert bench.ratios(rows, "nn.LSTM", work)
+    assert len(bench.ratios(rows, "nn.LSTM", work).splitlines()) == len(bench.memory_table(memory).splitlines()) == 7
+
+
+def test_the_command_prints_ratios_and_writes_rows(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench.layer, "__defaults__", ([(3, 2, 4)], *bench.layer.__defaults__[1:]))
+    file = tmp_path / "layer.json"
+    done = CliRunner().invoke(command.app, ["bench", "layer", "--threads", "1", "--rounds", "1", "--json", str(file)])
+    assert done.exit_code == 0 and "T3 B2 H4 two ways bf16" in done.output and "MB" in done.output
+    data = json.loads(file.read_text())
+    assert len(data["latency"]) == len(data["memory"]) == 12 and {r["threads"] for r in data["latency"]} == {1}
+    assert CliRunner().invoke(command.app, ["bench", "layer", "--rounds", "0"]).exit_code == 2
 
 
 def test_the_masks_bench_times_what_training_does():
