@@ -1,4 +1,4 @@
-"""The command line: `python -m hlstm_src run|evaluate|report|doctor`, each with --help."""
+"""The command line: `python -m hlstm_src run|evaluate|report|bench|doctor`, each with --help."""
 
 import importlib.util
 import os
@@ -11,7 +11,12 @@ import typer
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Grow and Prune LSTMs: run and read the experiments of the book.")
+benches = typer.Typer(no_args_is_help=True, help="Measure speed: contestants take turns, ratios are printed.")
+app.add_typer(benches, name="bench")
 ProfileOption = Annotated[str, typer.Option(help="smoke, laptop, desk or paper")]
+
+
+JsonOption = Annotated[Path | None, typer.Option("--json", help="also write the timings to this file")]
 
 
 @app.command()
@@ -49,6 +54,19 @@ def report(profile: ProfileOption = "laptop"):
     """Print the tables that the records of a profile make."""
     from . import tables
     print(tables.report(profile))
+
+
+@benches.command("layer")
+def bench_layer(rounds: Annotated[int, typer.Option(min=1, help="timings of each contestant")] = 5,
+                threads: Annotated[list[int], typer.Option(min=1, help="may be given several times")] = (1, 2),
+                json: JsonOption = None):
+    """Forward and backward of the H-LSTM layer for each multiply-accumulate, against torch.nn.LSTM."""
+    from . import bench
+    rows, work = bench.layer(n_threads=threads, rounds=rounds)
+    print("Time per multiply-accumulate, forward and backward, as a multiple of torch.nn.LSTM's:")
+    print(bench.ratios(rows, "nn.LSTM", work))
+    if json:
+        bench.save(json, "layer", rows)
 
 
 @app.command()

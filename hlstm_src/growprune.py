@@ -1,18 +1,20 @@
 """Growing and pruning connections (paper: Method, grow and prune), and the schedule that joins the two.
 
-Neither rule knows which network it acts on: both see masks, weights and gradients only.
+Neither rule knows which network it acts on: both see masks, weights and gradients only. Rivals: see rivals.py.
 """
 
 from dataclasses import asdict, dataclass
 from itertools import accumulate
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .masks import ConnectionMasks
+from .masks import ConnectionMasks, live_count
 
-STRUCTURES = (None, "block16", "balanced", "row")
+STRUCTURES = (None, "block16", "balanced", "row", "column")
+GROWTHS = ("gradient", "random")
 
 
 class Gradients:
@@ -44,7 +46,7 @@ def _check(what: str, ratio: float, per: str, structure: str | None = None) -> N
     if per not in ("matrix", "global"):
         raise ValueError(f"per={per!r}: choose 'matrix' or 'global'")
     if structure not in STRUCTURES:
-        raise ValueError(f"structure={structure!r}: choose None, 'block16', 'balanced' or 'row'")
+        raise ValueError(f"structure={structure!r}: choose None, 'block16', 'balanced', 'row' or 'column'")
 
 
 def _groups(masks: ConnectionMasks, per: str) -> list[list[str]]:
@@ -53,14 +55,19 @@ def _groups(masks: ConnectionMasks, per: str) -> list[list[str]]:
 
 @torch.no_grad()
 def grow(masks: ConnectionMasks, gradients: dict[str, Tensor], ratio: float, *, per: str = "matrix",
-         init: str = "zero", step: float = 1e-3) -> int:
+         init: str = "zero", step: float = 1e-3, generator: torch.Generator | None = None) -> int:
     """Wakes dormant connections with large gradients; returns how many.
 
     A dormant connection wakes if its |gradient| is at or above the `ratio`-quantile of |gradient| over the whole
     matrix, live connections included (`per="global"`: over all matrices together). Of n entries, n - floor(ratio n)
     lie there when no two are equal; a gradient of exactly zero never wakes anything. New weights start at zero, or
     with `init="gradient"` at -step * gradient; the optimiser begins anew with a matrix that grew. Source: paper,
-    Method (detail unverified). Raises ValueError for a ratio outside [0, 1] or gradients that do not fit the masks.
+    Method (detail unverified).
+
+    With a `generator`, growth is random: each matrix wakes as many connections as its gradients would have woken,
+    but which of the dormant ones is drawn. Held against that, one sees what the gradients' choice is worth.
+
+    Raises ValueError for a ratio outside [0, 1] or gradients that do not fit the masks.
     """
     _check("growth ratio", ratio, per)
     if init not in ("zero", "gradient"):
@@ -78,18 +85,44 @@ def grow(masks: ConnectionMasks, gradients: dict[str, Tensor], ratio: float, *, 
         for name in names:
             score = gradients[name].abs()
             new = ~masks.masks[name] & (score >= threshold) & (score > 0)
-            first = -step * gradients[name][new]
-            masks.masks[name] |= new
-            masks.clear_(name, new)                                # nothing is left of an earlier life
-            if init == "gradient":
-                masks.parameters[name][new] = first.to(masks.parameters[name].dtype)
-            if new.any():
-                masks.restart_(name)
-            woken += int(new.sum())
+            if generator is not None:
+                new = best_dormant(masks.masks[name], random_scores(score, generator), int(new.sum()))
+            woken += wake(masks, name, new, -step * gradients[name][new] if init == "gradient" else None)
     return woken
 
 
+def random_scores(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Scores in [0, 1), shaped as `like`, drawn on the CPU so that every device gets the same."""
+    return torch.rand(like.shape, generator=generator).to(like.device)
+
+
+def best_dormant(mask: Tensor, scores: Tensor, n: int) -> Tensor:
+    """Where the n best of the dormant connections lie (bool, shaped as the mask); of equal scores the earlier ones.
+
+    Scores must not be negative. Where fewer than n are dormant, all of them.
+    """
+    best = scores.masked_fill(mask, -1).flatten().argsort(descending=True, stable=True)[:n]
+    chosen = torch.zeros_like(mask)
+    chosen.view(-1)[best] = True
+    return chosen & ~mask
+
+
 @torch.no_grad()
+def wake(masks: ConnectionMasks, name: str, new: Tensor, first: Tensor | None = None) -> int:
+    """Wakes the connections of one matrix where `new` (bool, shaped as it) is True; returns how many.
+
+    Their weights start at zero or at `first` (one value for each, in order); nothing is left of an earlier life, and
+    the optimiser begins anew with the matrix.
+    """
+    masks.masks[name] |= new
+    masks.clear_(name, new)
+    if first is not None:
+        masks.parameters[name][new] = first.to(masks.parameters[name].dtype)
+    if new.any():
+        masks.restart_(name)
+    return int(new.sum())
+
+
 def prune(masks: ConnectionMasks, ratio: float, *, per: str = "matrix", structure: str | None = None) -> int:
     """Puts the share `ratio` of the live connections, those with the smallest |w|, to sleep; returns how many.
 
@@ -98,31 +131,52 @@ def prune(masks: ConnectionMasks, ratio: float, *, per: str = "matrix", structur
     unverified). With a `structure`, units go as a whole, the smallest score first, as many as come nearest to
     round(ratio L). A matrix is seen as (rows, the rest); a dormant connection counts as |w| = 0:
         "block16"   16 consecutive rows of one column (fewer at the bottom edge), by mean |w|
-        "row"       a row, by the L2 norm of its weights
+        "row"       a row, by the L2 norm of its weights: all that one output neuron hears
+        "column"    a column, likewise: all that is heard of one input neuron
         "balanced"  the smallest live weight of every row in every panel of 32 columns, by their mean |w|: each keeps
                     the same number of connections, unless it had fewer
     Raises ValueError for a ratio outside [0, 1] or an unknown structure.
     """
     _check("pruning ratio", ratio, per, structure)
-    masks.apply_()
-    slept = 0
-    for names in _groups(masks, per):
-        alive = [masks.masks[name].flatten(1) for name in names]
-        found = [_units(masks.parameters[name].abs().flatten(1), mask, structure) for name, mask in zip(names, alive)]
-        starts = accumulate([0] + [len(scores) for _, scores in found])
-        units = [unit + start for (unit, _), start in zip(found, starts)]
-        scores = torch.cat([scores for _, scores in found])
-        live = torch.cat([unit[mask] for unit, mask in zip(units, alive)]).bincount(minlength=len(scores))
-        order = scores.argsort(stable=True)
-        gone = F.pad(live[order].cumsum(0), (1, 0))                # live connections in the first 0, 1, ... units
-        n = int((gone - round(ratio * int(gone[-1]))).abs().argmin())
-        stays = torch.ones_like(scores, dtype=torch.bool)
-        stays[order[:n]] = False
-        for name, unit in zip(names, units):
-            masks.masks[name] &= stays[unit].view_as(masks.masks[name])
-        slept += int(gone[n])
-    masks.apply_()
-    return slept
+    return sum(sleep(masks, names, round(ratio * _live(masks, names)), structure) for names in _groups(masks, per))
+
+
+def prune_to(masks: ConnectionMasks, density: float, *, per: str = "matrix", structure: str | None = None) -> int:
+    """Prunes, as `prune` does, to as many live connections as a random seed of that density has; returns how many go.
+
+    Without a structure the count is met exactly: `live_count` in each matrix, or with `per="global"` their sum over
+    all. Who has no more than that loses nothing. Raises ValueError for a density outside [0, 1].
+    """
+    _check("density", density, per, structure)
+    return sum(sleep(masks, names, _live(masks, names) - sum(live_count(masks.masks[name].shape, density)
+                                                             for name in names), structure)
+               for names in _groups(masks, per))
+
+
+def _live(masks: ConnectionMasks, names: list[str]) -> int:
+    return sum(int(masks.masks[name].sum()) for name in names)
+
+
+@torch.no_grad()
+def sleep(masks: ConnectionMasks, names: list[str], n: int, structure: str | None = None) -> int:
+    """Puts the n smallest live connections of these matrices together to sleep, as `prune` says; returns how many."""
+    for name in names:
+        masks.clear_(name, ~masks.masks[name])
+    alive = [masks.masks[name].flatten(1) for name in names]
+    found = [_units(masks.parameters[name].abs().flatten(1), mask, structure) for name, mask in zip(names, alive)]
+    starts = accumulate([0] + [len(scores) for _, scores in found])
+    units = [unit + start for (unit, _), start in zip(found, starts)]
+    scores = torch.cat([scores for _, scores in found])
+    live = torch.cat([unit[mask] for unit, mask in zip(units, alive)]).bincount(minlength=len(scores))
+    order = scores.argsort(stable=True)
+    gone = F.pad(live[order].cumsum(0), (1, 0))                    # live connections in the first 0, 1, ... units
+    first = int((gone - n).abs().argmin())
+    stays = torch.ones_like(scores, dtype=torch.bool)
+    stays[order[:first]] = False
+    for name, unit in zip(names, units):
+        masks.masks[name] &= stays[unit].view_as(masks.masks[name])
+        masks.clear_(name, ~masks.masks[name])
+    return int(gone[first])
 
 
 def _units(weights: Tensor, alive: Tensor, structure: str | None) -> tuple[Tensor, Tensor]:
@@ -130,6 +184,8 @@ def _units(weights: Tensor, alive: Tensor, structure: str | None) -> tuple[Tenso
     (rows, columns), device = weights.shape, weights.device
     if structure == "row":
         return torch.arange(rows, device=device)[:, None].expand(rows, columns), weights.norm(dim=1)
+    if structure == "column":
+        return torch.arange(columns, device=device).expand(rows, columns), weights.norm(dim=0)
     if structure == "block16":
         scores = torch.stack([block.mean(0) for block in weights.split(16)])
         units = torch.arange(scores.numel(), device=device).view_as(scores)
@@ -141,6 +197,16 @@ def _units(weights: Tensor, alive: Tensor, structure: str | None) -> tuple[Tenso
     return torch.arange(weights.numel(), device=device).view_as(weights), weights.flatten()
 
 
+def seeded(seed: int, epoch: int) -> torch.Generator:
+    """The generator of what an epoch draws: seed and epoch are all of its state, so a resumed run draws the same."""
+    return torch.Generator().manual_seed(1_000_003 * seed + epoch)
+
+
+def between(start: float, end: float, round: int, rounds: int) -> float:
+    """Density after so many of `rounds` steps from start to end in equal ratios; after the last exactly `end`."""
+    return end if round == rounds else start * (end / start) ** (round / rounds)
+
+
 @dataclass
 class Event:
     """What the schedule did at the end of an epoch, for the record."""
@@ -150,6 +216,11 @@ class Event:
     kept: bool = True
     note: str = ""
 
+    @classmethod
+    def now(cls, phase: str, masks: ConnectionMasks, kept: bool = True, note: str = "") -> "Event":
+        live, total = masks.count()
+        return cls(phase, live / total, live, kept, note)
+
 
 @dataclass
 class Dense:
@@ -157,8 +228,8 @@ class Dense:
     epochs: int
     phase: str = "dense"
     at: int = 0                # epochs done of the present stretch
-    growing: bool = False
     done: bool = False
+    growing: ClassVar[bool] = False
 
     @property
     def length(self) -> int:
@@ -192,6 +263,10 @@ class GrowPruneSchedule:
     are kept unless the score got worse. `lower_is_better` fits error rates; turn it off for scores such as CIDEr.
     `per` and `structure` go to `grow` and `prune`.
 
+    `growth="random"` wakes as many connections, but drawn from (`seed`, epoch). With a `density`, the rounds lead
+    there in equal ratios instead of by `prune_ratio`, and the last meets it exactly (see `prune_to`). With
+    `tolerance=None` there is no floor: every round is kept, so that the number of epochs is known beforehand.
+
     Call `end_epoch(masks, gradients, score)` after each epoch; between calls `phase`, `length` and `at` say where one
     is, `growing` whether gradients are to be collected, `done` when to stop. Everything is in `state_dict`. Raises
     ValueError for numbers of epochs or ratios that make no schedule.
@@ -203,14 +278,18 @@ class GrowPruneSchedule:
     prune_ratio: float = 0.4
     retrain_epochs: int = 4
     rounds: int = 8
-    tolerance: float = 0.0
+    tolerance: float | None = 0.0
     final_epochs: int = 0
     per: str = "matrix"
     structure: str | None = None
     lower_is_better: bool = True
+    growth: str = "gradient"           # or "random"
+    seed: int = 0                      # of random growth
+    density: float | None = None
     phase: str = "grow"
     at: int = 0
     round: int = 0
+    start: float | None = None         # density before the first pruning
     floor: float | None = None
     best: float | None = None
     done: bool = False
@@ -224,6 +303,10 @@ class GrowPruneSchedule:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least {least}")
         _check("growth_ratio", self.growth_ratio, self.per)
         _check("prune_ratio", self.prune_ratio, self.per, self.structure)
+        if self.growth not in GROWTHS:
+            raise ValueError(f"growth={self.growth!r}: choose one of {GROWTHS}")
+        if self.density is not None and not 0 < self.density <= 1:
+            raise ValueError(f"density {self.density} must lie in (0, 1]")
         self._good: dict[str, Tensor] = {}
         if self.growth_epochs == 0:
             self.phase = "train"
@@ -250,31 +333,34 @@ class GrowPruneSchedule:
         self.at += 1
         note = "before pruning"
         if self.phase == "grow":
-            woken = grow(masks, gradients.sums, self.growth_ratio, per=self.per)
+            generator = seeded(self.seed, self.at) if self.growth == "random" else None
+            woken = grow(masks, gradients.sums, self.growth_ratio, per=self.per, generator=generator)
             gradients.clear()
             if self.at == self.growth_epochs:
                 self.phase = "train"
             if self.at < self.train_epochs:
-                return self._event("grow", masks, note=f"{woken} connections woken")
+                return Event.now("grow", masks, note=f"{woken} connections woken")
             note += f"; {woken} connections woken"
         if self.at < self.length:
             return None
         if self.phase == "train":
-            self.floor = score + self.tolerance * (1 if self.lower_is_better else -1)
+            if self.tolerance is not None:
+                self.floor = score + self.tolerance * (1 if self.lower_is_better else -1)
+            self.start = masks.density()
             self._keep(masks, score)
-            event = self._event("train", masks, note=note)
+            event = Event.now("train", masks, note=note)
             self._next(masks)
         elif self.phase == "prune" and not self._worse(score, self.floor):
             self._keep(masks, score)
-            event = self._event("prune", masks, note=f"round {self.round}")
+            event = Event.now("prune", masks, note=f"round {self.round}")
             self._next(masks)
         elif self.phase == "prune":
-            event = self._event("prune", masks, kept=False, note=f"round {self.round}: worse than the floor, undone")
+            event = Event.now("prune", masks, kept=False, note=f"round {self.round}: worse than the floor, undone")
             self._restore(masks)
             self._finish()
         else:
             kept = not self._worse(score, self.best)
-            event = self._event("final", masks, kept=kept, note="retrained" if kept else "got worse, undone")
+            event = Event.now("final", masks, kept=kept, note="retrained" if kept else "got worse, undone")
             if not kept:
                 self._restore(masks)
             self.done = True
@@ -285,17 +371,19 @@ class GrowPruneSchedule:
         if self.round == self.rounds:
             return self._finish()
         self.phase, self.at, self.round = "prune", 0, self.round + 1
-        prune(masks, self.prune_ratio, per=self.per, structure=self.structure)
+        if self.density is None:
+            prune(masks, self.prune_ratio, per=self.per, structure=self.structure)
+        else:
+            target = between(self.start, self.density, self.round, self.rounds)
+            prune_to(masks, target, per=self.per, structure=self.structure)
 
     def _finish(self) -> None:
         self.phase, self.at, self.done = "final", 0, self.final_epochs == 0
 
-    def _worse(self, score: float, than: float) -> bool:
+    def _worse(self, score: float, than: float | None) -> bool:
+        if than is None:
+            return False
         return not (score <= than if self.lower_is_better else score >= than)    # a score of NaN is worse
-
-    def _event(self, phase: str, masks: ConnectionMasks, kept: bool = True, note: str = "") -> Event:
-        live, total = masks.count()
-        return Event(phase, live / total, live, kept, note)
 
     def _keep(self, masks: ConnectionMasks, score: float) -> None:
         self.best = score

@@ -71,15 +71,18 @@ class ConnectionMasks:
                 tensor.masked_fill_(which, 0)                      # not a product: infinity times zero is no zero
 
     @torch.no_grad()
-    def restart_(self, name: str) -> None:
-        """Lets the optimiser begin anew with one matrix: all moments, and Adam's count of steps, back to zero.
+    def restart_(self, name: str | None = None) -> None:
+        """Lets the optimiser begin anew with one matrix, or with every parameter: all moments, and Adam's count of
+        steps, back to zero.
 
         Zero moments under an old count are a trap: Adam would take the young average of squares for a settled one and
         move a woken connection by several times the learning rate, for hundreds of steps.
         """
-        for tensor in self.optimiser.state.get(self.parameters[name], {}).values() if self.optimiser else ():
-            if isinstance(tensor, Tensor):
-                tensor.zero_()
+        state = self.optimiser.state if self.optimiser else {}
+        for moments in state.values() if name is None else [state.get(self.parameters[name], {})]:
+            for tensor in moments.values():
+                if isinstance(tensor, Tensor):
+                    tensor.zero_()
 
     @torch.no_grad()
     def mask_gradients_(self) -> None:
@@ -114,11 +117,14 @@ class ConnectionMasks:
         self.apply_()
 
 
-def random_mask(shape: torch.Size, density: float, generator: torch.Generator | None = None) -> Tensor:
-    """A boolean mask with round(density * size) live entries, at least one in each row and column (dim 0, the rest).
+def live_count(shape: torch.Size, density: float) -> int:
+    """Live connections of a matrix at that density: round(density * size), but enough to meet each row and column."""
+    rows, columns = shape[0], int(np.prod(shape[1:]))
+    return max(round(density * rows * columns), rows, columns)
 
-    Where so few entries cannot meet every row and column, there are as many as the longer side.
-    """
+
+def random_mask(shape: torch.Size, density: float, generator: torch.Generator | None = None) -> Tensor:
+    """A boolean mask with `live_count` live entries, at least one in each row and column (dim 0, the rest)."""
     rows, columns = shape[0], int(np.prod(shape[1:]))
     if density == 1:
         return torch.ones(shape, dtype=torch.bool)
@@ -127,7 +133,7 @@ def random_mask(shape: torch.Size, density: float, generator: torch.Generator | 
     long = max(rows, columns)
     mask[torch.randperm(rows, generator=generator).repeat(-(-long // rows))[:long],
          torch.randperm(columns, generator=generator).repeat(-(-long // columns))[:long]] = True
-    missing = round(density * rows * columns) - int(mask.sum())
+    missing = live_count(shape, density) - int(mask.sum())
     if missing > 0:
         dormant = (~mask).flatten().nonzero().squeeze(1)
         mask.view(-1)[dormant[torch.randperm(len(dormant), generator=generator)[:missing]]] = True

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hlstm_src import ConnectionMasks, GrowPruneSchedule, grow, prune
-from hlstm_src.growprune import STRUCTURES, Dense, Gradients
+from hlstm_src.growprune import STRUCTURES, Dense, Gradients, prune_to
+from hlstm_src.masks import random_mask
 
 SHAPES = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 7)), min_size=1, max_size=3)
 RATIOS = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.25, 0.5, 0.75, 0.8, 1.0]))
@@ -127,6 +128,8 @@ def asleep_after(masks, ratio, per, structure) -> dict[str, list[list[bool]]]:
                 found = [[(i, j)] for i, j in cells(left[name])]
             elif structure == "row":
                 found = [[(i, j) for j in range(columns)] for i in range(rows)]
+            elif structure == "column":
+                found = [[(i, j) for i in range(rows)] for j in range(columns)]
             elif structure == "block16":
                 found = [[(i, j) for i in range(top, min(top + 16, rows))] for top in range(0, rows, 16)
                          for j in range(columns)]
@@ -136,7 +139,8 @@ def asleep_after(masks, ratio, per, structure) -> dict[str, list[list[bool]]]:
                 panels = [sorted(panel, key=lambda ij: (w(*ij), ij)) for panel in panels]
                 found = [[panel[-k] for panel in panels if len(panel) >= k] for k in range(32, 0, -1)]
             for k, unit in enumerate(found):
-                score = sum(w(i, j) ** 2 for i, j in unit) if structure == "row" else sum(w(i, j) for i, j in unit)
+                square = structure in ("row", "column")
+                score = sum(w(i, j) ** 2 if square else w(i, j) for i, j in unit)
                 score = score / len(unit) if structure == "block16" else score
                 score = score / len(panels) if structure == "balanced" else score
                 units.append((score, place, k, [(name, i, j) for i, j in unit if left[name][i][j]]))
@@ -178,16 +182,15 @@ def test_pruning_is_that_of_a_plain_loop(shapes, density, ratio, per, seed):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 37), st.integers(1, 4)), min_size=1, max_size=2), st.floats(0.05, 1), RATIOS,
-       st.sampled_from(["matrix", "global"]), st.sampled_from(["block16", "row"]), st.integers(0, 10**6))
-def test_blocks_and_rows_go_as_a_whole(shapes, density, ratio, per, structure, seed):
+       st.sampled_from(["matrix", "global"]), st.sampled_from(["block16", "row", "column"]), st.integers(0, 10**6))
+def test_blocks_rows_and_columns_go_as_a_whole(shapes, density, ratio, per, structure, seed):
     masks, _ = matrices(shapes, density, seed)
     before = lists(masks)
     check_pruning(masks, ratio, per, structure)
-    height = 16 if structure == "block16" else 1
+    height, dim = {"block16": (16, 0), "row": (1, 1), "column": (99, 0)}[structure]
     for name, mask in masks.masks.items():
         parts = zip(mask.split(height), torch.tensor(before[name]).split(height))
         for now, then in parts:
-            dim = 0 if structure == "block16" else 1
             assert ((now == then).all(dim) | ~now.any(dim)).all()
 
 
@@ -204,6 +207,23 @@ def test_balanced_pruning_leaves_equal_numbers(shapes, density, ratio, per, seed
             assert now.equal(then.clamp(max=int(now.max())))            # the same number, unless it had fewer
 
 
+@settings(max_examples=100, deadline=None)
+@given(SHAPES, st.floats(0.05, 1), st.floats(0, 1), st.sampled_from(["matrix", "global"]), st.integers(0, 10**6))
+def test_pruning_to_a_density_meets_the_count_of_a_random_seed_and_prunes_as_ever(shapes, density, goal, per, seed):
+    ours, _ = matrices(shapes, density, seed)
+    theirs, _ = matrices(shapes, density, seed)
+    live = {name: int(mask.sum()) for name, mask in ours.masks.items()}
+    counts = {name: int(random_mask(mask.shape, goal).sum()) for name, mask in ours.masks.items()}
+    slept = prune_to(ours, goal, per=per)
+    for names in groups(counts, per):
+        left, wanted = sum(live[n] for n in names), sum(counts[n] for n in names)
+        assert sum(int(ours.masks[n].sum()) for n in names) == min(left, wanted)
+    assert slept == sum(live.values()) - ours.count()[0]
+    if per == "global":                                                 # the same, called by its ratio
+        prune(theirs, slept / sum(live.values()), per=per)
+        assert lists(ours) == lists(theirs)
+
+
 def test_structures_on_a_dense_convolution_reach_the_share():
     """Weights of three and more dimensions are seen as (rows, the rest)."""
     torch.manual_seed(0)
@@ -218,6 +238,8 @@ def test_structures_on_a_dense_convolution_reach_the_share():
             assert live.view(2, 16, 64).sum(1).unique().tolist() == [0, 16]
         if structure == "row":
             assert live.sum(1).unique().tolist() == [0, 64]
+        if structure == "column":
+            assert live.sum(0).unique().tolist() == [0, 32]
         assert prune(masks, 1, structure=structure) == 32 * 64 // 2 and masks.count()[0] == 0
         assert prune(masks, 0.5, structure=structure) == 0              # nobody left to send to sleep
 
@@ -229,7 +251,8 @@ def test_structures_on_a_dense_convolution_reach_the_share():
     (lambda m, g: grow(m, {}, 0.5), r"\(2, 3\) for m0"),
     (lambda m, g: grow(m, {"m0": torch.zeros(3, 2)}, 0.5), r"\(2, 3\) for m0"),
     (lambda m, g: prune(m, -0.1), "pruning ratio -0.1"), (lambda m, g: prune(m, 0.5, per="all"), "per='all'"),
-    (lambda m, g: prune(m, 0.5, structure="block4"), "structure='block4'.*'block16', 'balanced' or 'row'")])
+    (lambda m, g: prune(m, 0.5, structure="block4"), "structure='block4'.*'block16', 'balanced', 'row' or 'column'"),
+    (lambda m, g: prune_to(m, 1.1), "density 1.1")])
 def test_bad_arguments_are_refused_by_name_and_change_nothing(call, words):
     masks, gradients = matrices([(2, 3)], 0.5, seed=0)
     before = lists(masks)
@@ -433,7 +456,8 @@ def test_a_run_can_be_stopped_and_resumed_after_any_epoch(scores):
     (dict(train_epochs=4, final_epochs=-1), "final_epochs -1"),
     (dict(train_epochs=4, prune_ratio=1.5), "prune_ratio 1.5"),
     (dict(train_epochs=4, growth_ratio=-1), "growth_ratio -1"), (dict(train_epochs=4, per="layer"), "per='layer'"),
-    (dict(train_epochs=4, structure="block"), "structure='block'")])
+    (dict(train_epochs=4, structure="block"), "structure='block'"),
+    (dict(train_epochs=4, growth="rigl"), "growth='rigl'"), (dict(train_epochs=4, density=0), "density 0")])
 def test_a_schedule_that_cannot_be_is_refused_before_it_starts(options, words):
     with pytest.raises(ValueError, match=words):
         GrowPruneSchedule(**options)
