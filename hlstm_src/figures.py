@@ -328,44 +328,6 @@ def alignment(log_probs, spec, transcript: str) -> Picture:
     return fig
 
 
-def _blocks(mask: np.ndarray, most: int = 40) -> np.ndarray:
-    """A mask (R, C) as shares in at most `most` by `most` blocks of nearly equal size."""
-    rows, columns = (np.linspace(0, n, min(n, most) + 1).astype(int) for n in mask.shape)
-    sums = np.add.reduceat(np.add.reduceat(mask.astype(float), rows[:-1], 0), columns[:-1], 1)
-    return sums / np.outer(np.diff(rows), np.diff(columns))
-
-
-@_styled
-def connection_maps(masks: Mapping[str, object]) -> Picture:
-    """Where connections live (`fig-gp-masks`): for each named mask (4R, C) a map of each gate, i, f, g, o.
-
-    Names are matrices of one layer, or one matrix at several moments; gates stand in PyTorch's order. A pixel is the
-    live share of a block of connections. Raises ValueError for a mask whose rows are not four gates.
-    """
-    if not masks:
-        raise ValueError("connection_maps needs at least one mask")
-    fig = Picture(0.35 + 1.95 * len(masks), "Share of live connections in each gate: " + ", ".join(masks))
-    parts = np.atleast_1d(fig.subfigures(len(masks), 1))
-    for part, (name, mask) in zip(parts, masks.items()):
-        mask = _array(mask).astype(bool)
-        if mask.ndim != 2 or len(mask) % 4:
-            raise ValueError(f"{name}: a mask of shape {mask.shape} holds no four gates")
-        maps = [100 * _blocks(gate) for gate in np.split(mask, 4)]
-        axes = part.subplots(1, 4, sharey=True)
-        for ax, values, gate in zip(axes, maps, "ifgo"):
-            image = ax.imshow(values, aspect="auto", interpolation="nearest", vmin=0, vmax=np.max(maps) or 1,
-                              cmap="Blues", extent=(0, mask.shape[1], len(mask) // 4, 0))
-            ax.grid(False)
-            ax.set_title(f"gate {gate}", loc="center", fontsize=9.5)
-            ax.tick_params(labelsize=8.5)
-            ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
-        axes[0].set_ylabel("to unit", fontsize=9.5)
-        part.supxlabel("from input", fontsize=9.5)
-        part.colorbar(image, ax=axes, pad=0.01, label="live (%)")
-        part.suptitle(f"{name}: {100 * mask.mean():.1f} % of {mask.size:,} alive", fontsize=10.5, x=0.01, ha="left")
-    return fig
-
-
 @_styled
 def letter_confusions(samples: Sequence[Mapping[str, str]], most: int = 15) -> Picture:
     """The most frequent letter errors in `samples` (each with `reference` and `hypothesis`), said -> heard."""
