@@ -18,10 +18,6 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 ACTIVATIONS = {"relu": F.relu, "leaky_relu": F.leaky_relu, "tanh": torch.tanh, "elu": F.elu}
 
-# An H-LSTM's recurrent weights start this much weaker than the others, so that its state is driven by the input rather
-# than by its own past at first: with full variance, CTC training set out much more slowly in our experiments.
-RECURRENT_GAIN = 0.2
-
 # Slopes of the activations, computed from their outputs, so that the inputs need not be kept for the way back.
 SLOPES = {"relu": lambda a: (a > 0).to(a.dtype),
           "leaky_relu": lambda a: (a > 0).to(a.dtype).clamp_(min=0.01),
@@ -227,19 +223,20 @@ class HLSTM(nn.Module):
             shapes |= {f"weight_gate{j}": (rows, G), f"bias_gate{j}": (rows,)}
         return {name: shape for name, shape in shapes.items() if self.bias or not name.startswith("bias")}
 
+    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Uniform. A plain LSTM: +-1/sqrt(H), as torch.nn.LSTM. In an H-LSTM the weights keep the variance on its way
-        through a gate (He et al., 2015), since at +-1/sqrt(H) little of the input would come out at the far end; those
-        on the state are weaker by RECURRENT_GAIN."""
+        """Uniform in +-1/sqrt(H), as torch.nn.LSTM; layers behind the first: +-1/sqrt(G), plus one on the diagonal.
+
+        So an H-LSTM starts out close to a plain LSTM, each hidden unit handing its sum on to one gate. With random
+        weights alone each gate is a mixture of all its hidden units, and learning begins much more slowly.
+        """
         for name, p in self.named_parameters():
-            bound = 1 / math.sqrt(self.hidden_size)
-            if self.gate_layers and name.startswith("weight"):
-                last = name.startswith(f"weight_gate{self.gate_layers}_")
-                fan_in = p.shape[1]
-                if name.startswith(("weight_ih", "weight_hh")):
-                    fan_in = self.hidden_size + (self.input_size if "_l0" in name else self.output_size)
-                bound = math.sqrt((3 if last else 6) / fan_in) * (RECURRENT_GAIN if "weight_hh" in name else 1)
+            behind = name.startswith("weight_gate")
+            bound = 1 / math.sqrt(p.shape[1] if behind else self.hidden_size)
             nn.init.uniform_(p, -bound, bound)
+            if behind:
+                k = torch.arange(max(p.shape))
+                p[k % p.shape[0], k % p.shape[1]] += 1             # the diagonal, wrapped: the identity in each gate
 
     def weights(self, k: int, reverse: bool = False) -> CellWeights:
         """The weights of layer k in one direction, as `step` takes them."""

@@ -124,15 +124,18 @@ def live_count(shape: torch.Size, density: float) -> int:
 
 
 def random_mask(shape: torch.Size, density: float, generator: torch.Generator | None = None) -> Tensor:
-    """A boolean mask with `live_count` live entries, at least one in each row and column (dim 0, the rest)."""
+    """A boolean mask with `live_count` live entries, at least one in each row and column (dim 0, the rest).
+
+    The diagonal lives, the others are drawn at random.
+    """
     rows, columns = shape[0], int(np.prod(shape[1:]))
     if density == 1:
         return torch.ones(shape, dtype=torch.bool)
     mask = torch.zeros(rows, columns, dtype=torch.bool)
-    # A random diagonal, wrapped around the shorter side, meets every row and column once.
-    long = max(rows, columns)
-    mask[torch.randperm(rows, generator=generator).repeat(-(-long // rows))[:long],
-         torch.randperm(columns, generator=generator).repeat(-(-long // columns))[:long]] = True
+    # The diagonal, wrapped around the shorter side, meets every row and column. It is kept in every seed, since
+    # an H-LSTM starts with ones there.
+    k = torch.arange(max(rows, columns))
+    mask[k % rows, k % columns] = True
     missing = live_count(shape, density) - int(mask.sum())
     if missing > 0:
         dormant = (~mask).flatten().nonzero().squeeze(1)

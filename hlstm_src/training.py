@@ -35,7 +35,7 @@ class Settings:
     lr: float = 1e-3
     weight_decay: float = 1e-2
     clip: float = 5.0
-    warmup: float = 0.15           # share of a stretch in which the learning rate rises
+    warmup: float = 0.1            # share of a stretch in which the learning rate rises
     retrain_lr: float = 0.5        # peak when retraining after pruning, as a share of `lr`
     precision: str = "bf16"        # of the matrix products; "fp32" for none lower
 

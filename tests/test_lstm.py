@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from hlstm_src import HLSTM, HLSTMCell
-from hlstm_src.lstm import ACTIVATIONS, RECURRENT_GAIN, CellWeights, flip, step, unroll
+from hlstm_src import HLSTM, ConnectionMasks, HLSTMCell
+from hlstm_src.lstm import ACTIVATIONS, CellWeights, flip, step, unroll
 
 SIZES = 3, 4                                # input and state
 STEPS, BATCH = 6, 3
@@ -371,18 +371,26 @@ def test_copies_and_state_dicts_give_the_same_layer(options):
     assert twin(x)[0].equal(y) and not layer(x)[0].equal(y)
 
 
-def test_new_weights_keep_the_variance_through_a_deep_gate():
-    """Input of unit size gives hidden layers, and gates before their bias, of unit size: apart from the recurrent
-    weights, which start weaker by a known factor."""
-    layer, x = HLSTM(300, 300, gate_layers=3), torch.randn(300, 50)
-    w = layer.weights(0)
-    gain = w.hh.std() / w.ih.std()
-    assert abs(gain / RECURRENT_GAIN - 1) < 0.02 and 0 < RECURRENT_GAIN < 1
-    stacks = ((w.ih @ x) + (w.hh @ x.flip(0)) / RECURRENT_GAIN).chunk(4)
-    for weight, _ in w.gates:
-        assert all(0.5 < a.relu().square().mean() < 2 for a in stacks)
-        stacks = [rows @ a.relu() for rows, a in zip(weight.chunk(4), stacks)]
-    assert all(0.5 < a.square().mean() < 2 for a in stacks)
+@pytest.mark.parametrize("width", [100, 40, 250])
+def test_new_hidden_layers_hand_each_unit_on_to_one_gate(width):
+    """Without its small random part, an H-LSTM starts with the identity in each gate, wrapped where widths differ."""
+    layer = HLSTM(50, 100, gate_layers=2, gate_width=width, bidirectional=True)
+    for name, p in layer.named_parameters():
+        bound = width ** -0.5 if name.startswith("weight_gate") else 0.1
+        ones = torch.zeros_like(p)
+        if name.startswith("weight_gate"):
+            for k in range(max(p.shape)):
+                ones[k % p.shape[0], k % p.shape[1]] = 1
+        assert 0.9 * bound < (p - ones).abs().max() <= bound + 1e-6 and abs((p - ones).mean()) < 0.2 * bound
+    square = HLSTM(50, 100, activation="tanh")
+    assert all((rows - torch.eye(100)).abs().max() <= 0.1 + 1e-6 for rows in square.weight_gate1_l0.chunk(4))
+
+
+def test_a_sparse_seed_keeps_the_ones_that_an_hlstm_starts_with():
+    layer = HLSTM(10, 40, gate_layers=2, gate_width=30)
+    large = {name: p > 0.5 for name, p in layer.named_parameters() if name.startswith("weight_gate")}
+    masks = ConnectionMasks(layer, "weight_gate*", 0.05, torch.Generator().manual_seed(0)).masks
+    assert large.keys() == masks.keys() and all((masks[name] | ~large[name]).all() for name in large)
 
 
 def test_new_weights_of_a_plain_lstm_are_spread_as_pytorchs():

@@ -53,10 +53,12 @@ def test_a_random_mask_has_its_density_and_leaves_nobody_alone(shape, density, s
     assert mask.equal(random_mask(shape, density, torch.Generator().manual_seed(seed)))
 
 
-def test_random_masks_differ_and_favour_no_place():
+def test_random_masks_keep_the_diagonal_and_favour_no_other_place():
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.stack([random_mask(torch.Size([4, 6]), 0.5, generator) for _ in range(2000)]).float()
-    assert (drawn.mean(0) - 0.5).abs().max() < 0.05
+    drawn = torch.stack([random_mask(torch.Size([4, 6]), 0.5, generator) for _ in range(2000)]).float().mean(0)
+    wrapped = torch.tensor([[k % 6 == r or k % 4 == r and k > 3 for k in range(6)] for r in range(4)])
+    assert wrapped.sum() == 6 and (drawn[wrapped] == 1).all()
+    assert (drawn[~wrapped] - (12 - 6) / (24 - 6)).abs().max() < 0.05
 
 
 def test_include_chooses_matrices_by_name(net):
