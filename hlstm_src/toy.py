@@ -1,13 +1,14 @@
-"""A sequence task of seconds, to try growth, pruning and their rivals on: the staircase.
+"""A sequence task of seconds, to try growth, pruning and their rivals on: the interlock.
 
-On a staircase over three floors each floor has a switch, and each switch changes the lamp: it burns when an odd
-number of them is up. Here each of R registers, a bit of memory, has such a set of switches: when an odd number is up,
-the register takes in the bit on its data line, and otherwise it keeps what it has. After each step the network reads
-out all registers.
+A machine has n levers, each up or down, and a safety interlock: its setting follows the levers only when they differ
+from the present setting in exactly one lever. Otherwise two hands were at work, or none, and the setting stays as it
+is. A network sees the levers step by step, and a few idle ones that belong to another machine; after each step it has
+to say what the setting is. It begins with all levers down.
 
-So a gate has to decide, within the step, on the parity of its switches, which no gate that is linear in its inputs
-can do. The task was made so: it shows what hidden layers in the gates can do, not that speech or captions need them.
-Sequences are drawn from a seed whenever they are wanted; there are no files.
+So at each step the gates have to compare two words bit by bit, the input and the state, and count the differences.
+That is no linear function of either, and the next step needs its outcome. The task was made so: it shows what hidden
+layers in the gates can do, not that speech or captions need them. Sequences are drawn from a seed whenever they are
+wanted; there are no files.
 """
 
 import hashlib
@@ -22,97 +23,87 @@ from .lstm import HLSTM
 
 
 @dataclass(frozen=True)
-class Staircase:
-    """The rules: register k has the switches k, k + 1, ... on `floors` floors and the data line k % lines.
-
-    Of as many switches as the default has, the last two are idle: nobody needs to listen to them. The numbers go
-    round: behind the last switch comes the first. Raises ValueError for a house that cannot be built.
-    """
-    switches: int = 8
-    lines: int = 2
-    registers: int = 4                 # R
-    floors: int = 3
+class Interlock:
+    """The rules, and how long a sequence is. Raises ValueError for sizes that make no machine."""
+    levers: int = 4                    # n
+    idle: int = 2
     steps: int = 12                    # T
 
     def __post_init__(self):
-        if min(asdict(self).values()) < 1 or max(self.registers, self.floors) > self.switches:
-            raise ValueError(f"{self}: each number must be at least 1, registers and floors at most `switches`")
+        if min(self.levers, self.steps) < 1 or self.idle < 0:
+            raise ValueError(f"{self}: it takes at least 1 lever and 1 step, and no fewer than 0 idle levers")
 
     @property
     def inputs(self) -> int:
-        """I, numbers that a network sees at each step: the switches, then the lines."""
-        return self.switches + self.lines
+        """I, numbers that a network sees at each step: the levers, then the idle ones."""
+        return self.levers + self.idle
 
     @property
     def sha256(self) -> str:
         """What stands in a record where a corpus has the hash of its files."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
-    def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """n sequences of switches and lines, each up or down by the toss of a coin: bits (n, T, I)."""
-        return torch.randint(2, (n, self.steps, self.inputs), generator=generator)
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """So many sequences of levers, each up (1) or down (0) by the toss of a coin: (count, T, I)."""
+        return torch.randint(2, (count, self.steps, self.inputs), generator=generator)
 
-    def taken(self, bits: Tensor) -> Tensor:
-        """Where a register takes in its line: bits (B, T, I) -> bool (B, T, R)."""
-        k = torch.arange(self.registers)
-        return sum(bits[..., (k + floor) % self.switches] for floor in range(self.floors)) % 2 == 1
-
-    def solve(self, bits: Tensor) -> Tensor:
-        """What the registers hold after each step: bits (B, T, I) -> bits (B, T, R). They begin with 0."""
-        t = torch.arange(1, bits.shape[1] + 1)[:, None]
-        last = torch.where(self.taken(bits), t, 0).cummax(1).values        # step of the last taking in; 0: none yet
-        offered = bits[..., self.switches + torch.arange(self.registers) % self.lines]
-        return F.pad(offered, (0, 0, 1, 0)).gather(1, last)
+    def settings(self, bits: Tensor) -> Tensor:
+        """The setting after each step: levers (B, T, I) -> (B, T, n)."""
+        setting, found = torch.zeros_like(bits[:, 0, :self.levers]), []
+        for levers in bits[..., :self.levers].unbind(1):
+            follows = (levers != setting).sum(1, keepdim=True) == 1
+            setting = torch.where(follows, levers, setting)
+            found.append(setting)
+        return torch.stack(found, 1)
 
 
 class ToyModel(nn.Module):
-    """One recurrent layer, H-LSTM or LSTM, and a linear layer that reads the registers.
+    """One recurrent layer, H-LSTM or LSTM, and a linear layer that reads the setting from its state.
 
-    forward: switches and lines as -1 and 1, (B, T, I) -> the logit that each register holds a 1, (B, T, R).
+    forward: levers as -1 and 1, (B, T, inputs) -> the logit that each lever of the setting is up, (B, T, outputs).
     """
 
-    def __init__(self, inputs: int, registers: int, cell: str = "hlstm", hidden: int = 24,
-                 activation: str = "relu"):
+    def __init__(self, inputs: int, outputs: int, cell: str = "hlstm", hidden: int = 24, activation: str = "relu"):
         super().__init__()
         if cell not in ("lstm", "hlstm"):
             raise ValueError(f"cell {cell!r}: choose 'lstm' or 'hlstm'")
         self.rnn = HLSTM(inputs, hidden, gate_layers=int(cell == "hlstm"), activation=activation, batch_first=True)
-        self.output = nn.Linear(hidden, registers)
+        self.output = nn.Linear(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.output(self.rnn(x)[0])
 
 
 class ToyTask:
-    """The staircase as training asks for it (see tasks.py).
+    """The interlock as training asks for it (see tasks.py).
 
-    Each training batch is new; the validation and the test sequences are the same for every seed. `error`: registers
-    read wrongly, in percent, over all steps.
+    Each training batch is new; the validation and the test sequences are the same for every seed. `error`: levers of
+    the setting that are read wrongly, in percent, over all steps.
     """
     metric, lower_is_better = "error", True
 
-    def __init__(self, seed: int = 0, rules: Staircase = Staircase(), batch: int = 64, length: int = 25,
+    def __init__(self, seed: int = 0, rules: Interlock = Interlock(), batch: int = 64, length: int = 25,
                  held_out: int = 512):
         self.seed, self.rules, self.batch, self.length = seed, rules, batch, length
         self.splits = {name: self._sequences(held_out, number) for number, name in enumerate(("valid", "test"))}
 
-    def _sequences(self, n: int, number: int) -> tuple[Tensor, Tensor]:
-        """n sequences, drawn from a seed of their own: inputs (n, T, I) as -1 and 1, registers (n, T, R) as bits."""
-        bits = self.rules.draw(n, torch.Generator().manual_seed(number))
-        return 2.0 * bits - 1, self.rules.solve(bits)
+    def _sequences(self, count: int, number: int) -> tuple[Tensor, Tensor]:
+        """Sequences drawn from a seed of their own: levers (count, T, I) as -1 and 1, settings (count, T, n)."""
+        bits = self.rules.draw(count, torch.Generator().manual_seed(number))
+        return 2.0 * bits - 1, self.rules.settings(bits)
 
     def batches(self, epoch: int) -> list[int]:
         """Numbers of this epoch's batches, `length` of them."""
         return list(range(epoch * self.length, (epoch + 1) * self.length))
 
     def loss(self, model: nn.Module, number: int, device: torch.device) -> Tensor:
-        """Binary cross-entropy of a training batch, in nats a register."""
+        """Binary cross-entropy of a training batch, in nats a lever."""
         x, wanted = self._sequences(self.batch, 1_000_003 * (self.seed + 1) + number)
         return F.binary_cross_entropy_with_logits(model(x.to(device)), wanted.to(device, torch.float32))
 
     @torch.no_grad()
     def read(self, model: nn.Module, device: torch.device, split: str = "valid") -> Tensor:
-        """What the model reads in a split, bits (n, T, R)."""
+        """The settings that the model reads in a split, (count, T, n)."""
         return (model.eval()(self.splits[split][0].to(device)) > 0).long().cpu()
 
     def evaluate(self, model: nn.Module, device: torch.device, split: str = "valid") -> dict[str, float]:
