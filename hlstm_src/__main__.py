@@ -36,7 +36,7 @@ def run(name: Annotated[str, typer.Argument(help="experiment, such as ds2-lstm")
 
 @app.command()
 def evaluate(model: Annotated[Path, typer.Argument(help="a .safetensors file that `run` wrote")],
-             corpus: Annotated[Path | None, typer.Option(help="corpus folder of a recogniser, such as data/an4")] = None,
+             corpus: Annotated[Path | None, typer.Option(help="a recogniser's corpus folder, such as data/an4")] = None,
              split: Annotated[str, typer.Option(help="train, valid or test")] = "test",
              limit: Annotated[int | None, typer.Option(min=1, help="only the first so many utterances")] = None,
              show: Annotated[int, typer.Option(help="print so many transcripts")] = 0):

@@ -27,7 +27,7 @@ class Interlock:
     """The rules, and how long a sequence is. Raises ValueError for sizes that make no machine."""
     levers: int = 4                    # n
     idle: int = 2
-    steps: int = 12                    # T
+    steps: int = 8                     # T
 
     def __post_init__(self):
         if min(self.levers, self.steps) < 1 or self.idle < 0:
