@@ -218,3 +218,31 @@ def test_letter_errors_are_counted_by_kind():
     assert counted == {"B → P": 2, "O → –": 1, "– → S": 1, "Y → –": 1, "E → –": 1, "S → –": 1}
     assert "7 letter errors in 5 utterances" in ax.get_xlabel()
     drawn(figures.letter_confusions([{"reference": "A", "hypothesis": "A"}]))
+
+
+def test_rivals_are_a_dot_a_seed_and_a_bar_at_the_mean():
+    scores = {"grow and prune": [1.0, 2.0, 6.0], "alone": [4.0]}
+    fig = figures.rivals(scores, "test error (%)")
+    ax, = fig.axes
+    dots = [line.get_xdata() for line in ax.lines if line.get_marker() == "o"]
+    means = [line.get_xdata() for line in ax.lines if line.get_marker() == "None"]
+    assert [list(values) for values in dots] == list(scores.values())
+    assert [list(mean) for mean in means] == [[3.0, 3.0], [4.0, 4.0]]
+    assert [label.get_text() for label in ax.get_yticklabels()] == list(scores) and ax.yaxis_inverted()
+    assert "test error (%)" in ax.get_xlabel() and "alone 4.00" in fig.alt
+    for nothing in ({}, {"alone": []}):
+        with pytest.raises(ValueError, match="at least one score"):
+            figures.rivals(nothing, "error")
+
+
+def test_a_run_that_is_judged_by_another_score_says_so_on_its_axes():
+    epochs = [(phase, density, rate / 20) for phase, density, rate in SMOKE]
+    toy = record(epochs).model_dump()
+    for row in toy["history"] + toy["phases"]:
+        row["scores"] = {"error": row["scores"]["wer"]}
+    toy = RunRecord.model_validate(toy)
+    for fig in (figures.gp_flow(toy), figures.learning_curves({"toy": toy})):
+        assert fig.axes[1].get_ylabel() == "validation error (%)" and "error" in fig.alt
+    assert figures.gp_flow(record(SMOKE)).axes[1].get_ylabel() == "validation WER (%)"
+    heights = figures.learning_curves({"toy": toy}).axes[1].lines[0].get_ydata()
+    assert list(heights) == [rate for _, _, rate in epochs]
