@@ -14,7 +14,6 @@ from book.tools import graph
 PROFILE = config.get("profile", "laptop")
 if PROFILE not in graph.PROFILES:
     raise WorkflowError(f"profile {PROFILE!r} is unknown; choose one of: {', '.join(graph.PROFILES)}")
-SEEDS = graph.SEEDS[PROFILE]
 PAGES = graph.pages()
 CHAPTERS = {chapter.page: chapter for chapter in graph.chapters()}
 EXECUTED = f"_build/executed/{PROFILE}"
@@ -26,9 +25,15 @@ def manifest(folder):
     return f"{folder}/manifest.csv"
 
 
+def corpus(wildcards):
+    """The manifest of an experiment's corpus, where it has one."""
+    folder = graph.corpus_of(wildcards.experiment, wildcards.get("kept") or wildcards.profile)
+    return [manifest(folder)] if folder else []
+
+
 def chapter_inputs(wildcards):
     chapter = CHAPTERS[wildcards.page]
-    runs = [graph.record_of(name, PROFILE, seed) for name in chapter.runs for seed in SEEDS]
+    runs = [graph.record_of(name, PROFILE, seed) for name in chapter.runs for seed in graph.seeds(name, PROFILE)]
     # The page shows the recorded results beside this run's, so a new record renews it.
     kept = [path for name in chapter.runs for path in graph.kept_records(name)]
     corpora = [manifest(graph.CORPORA[kind][PROFILE]) for kind in chapter.corpora]
@@ -68,17 +73,34 @@ rule chapter:
 
 rule run:
     input:
-        lambda w: [manifest(graph.corpus_of(w.experiment, w.profile)), *graph.training_code()],
+        lambda w: [*corpus(w), *graph.training_code()],
     output:
         update("results/local/{profile}/{experiment}/seed{seed}.json"),
+    wildcard_constraints:
+        experiment="(?!toy-).+",
     shell:
         "{PYTHON} -m hlstm_src run {wildcards.experiment} --profile {wildcards.profile} --seed {wildcards.seed}"
         " 2>&1 && touch {output}"
 
 
+# Runs of seconds: one job trains all seeds, since starting takes as long as training.
+rule run_seeds:
+    input:
+        graph.training_code(),
+    output:
+        [update(f"results/local/{{profile}}/{{experiment}}/seed{k}.json") for k in graph.seeds("toy", PROFILE)],
+    wildcard_constraints:
+        experiment="toy-.+",
+    params:
+        seeds=" ".join(f"--seed {k}" for k in graph.seeds("toy", PROFILE)),
+    shell:
+        "{PYTHON} -m hlstm_src run {wildcards.experiment} --profile {wildcards.profile} {params.seeds}"
+        " 2>&1 && touch {output}"
+
+
 rule recorded_run:
     input:
-        lambda w: ancient(manifest(graph.corpus_of(w.experiment, w.kept))),
+        lambda w: ancient(corpus(w)),
     output:
         update("results/{kept}/{experiment}/seed{seed}.json"),
     threads: workflow.cores

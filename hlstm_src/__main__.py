@@ -21,27 +21,32 @@ JsonOption = Annotated[Path | None, typer.Option("--json", help="also write the 
 
 @app.command()
 def run(name: Annotated[str, typer.Argument(help="experiment, such as ds2-lstm")], profile: ProfileOption = "laptop",
-        seed: int = 0, force: Annotated[bool, typer.Option(help="train even if there is a record")] = False):
+        seed: Annotated[list[int], typer.Option(help="may be given several times")] = [0],  # noqa: B006
+        force: Annotated[bool, typer.Option(help="train even if there is a record")] = False):
     """Train an experiment, or say that its record is up to date."""
     from . import experiments, records
-    record = experiments.run(name, profile, seed, force=force)
-    rates = "  ".join(f"{k} {record.scores[k]:.2f} %" for k in ("wer", "cer"))
-    cell = record.counts.cell
-    print(f"{name} {profile} seed {seed}: {rates}  live recurrent weights {cell.nonzero_params:,} of {cell.params:,}")
-    print(f"record: {_short(records.path_of(name, profile, seed))}")
+    for k in seed:
+        record = experiments.run(name, profile, k, force=force)
+        rates = "  ".join(f"{k} {record.scores[k]:.2f} %" for k in ("wer", "cer", "error") if k in record.scores)
+        cell = record.counts.cell
+        print(f"{name} {profile} seed {k}: {rates}  "
+              f"live recurrent weights {cell.nonzero_params:,} of {cell.params:,}")
+        print(f"record: {_short(records.path_of(name, profile, k))}")
 
 
 @app.command()
 def evaluate(model: Annotated[Path, typer.Argument(help="a .safetensors file that `run` wrote")],
-             corpus: Annotated[Path, typer.Option(help="corpus folder, such as data/an4")],
+             corpus: Annotated[Path | None, typer.Option(help="a recogniser's corpus folder, such as data/an4")] = None,
              split: Annotated[str, typer.Option(help="train, valid or test")] = "test",
              limit: Annotated[int | None, typer.Option(min=1, help="only the first so many utterances")] = None,
              show: Annotated[int, typer.Option(help="print so many transcripts")] = 0):
     """Score a stored model on a corpus."""
     from . import experiments
     from .corpora import SpeechCorpus
-    speech = SpeechCorpus(corpus)
+    speech = None if corpus is None else SpeechCorpus(corpus)
     rates, heard = experiments.evaluate(model, speech, split, limit=limit)
+    if "error" in rates:
+        return print(f"{model.name} on the interlock, {split}: error {rates['error']:.4f} %; {len(heard)} sequences")
     for u, text in list(zip(speech.split(split), heard))[:show]:
         print(f"{u.id}\n  said   {u.transcript}\n  heard  {text}")
     print(f"{model.name} on {speech.name} {split}: WER {rates['wer']:.4f} %, 95 % interval "

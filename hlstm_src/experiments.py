@@ -8,38 +8,41 @@ are made anew only with `force=True`.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from . import records, scores
+from . import benchmarks, records, rivals, scores
 from .corpora import ALPHABET, SpeechCorpus
-from .counting import convolution_positions, count
-from .deepspeech2 import BINS, DeepSpeech2, spectrogram
+from .deepspeech2 import DeepSpeech2, spectrogram
 from .growprune import Dense, GrowPruneSchedule
-from .masks import ConnectionMasks, load_model, load_tensors, save_model
-from .profiles import ROOT, Speech, profile
+from .masks import ConnectionMasks, live_count, load_model, load_tensors, save_model
+from .profiles import ROOT, Profile, Speech, Toy, profile
 from .tasks import SpeechTask
+from .toy import Interlock, ToyModel
 from .training import Settings, Trainer, accelerator
 
 # The code that decides what a run computes: a change in one of these makes the records of smoke and laptop stale.
 CODE = [Path(__file__).with_name(f"{name}.py") for name in
-        ("scan", "lstm", "masks", "growprune", "deepspeech2", "corpora", "scores", "counting", "tasks", "training",
-         "experiments")]
-RECURRENT = "rnns.*weight_*"           # what is grown and pruned: the matrices of the recurrent layers
+        ("scan", "lstm", "masks", "growprune", "rivals", "deepspeech2", "corpora", "scores", "counting", "tasks", "toy",
+         "benchmarks", "training", "experiments")]
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides a run, apart from seed, corpus and code."""
     title: str
-    model: dict                        # arguments of DeepSpeech2
-    schedule: dict                     # arguments of Dense or GrowPruneSchedule
+    model: dict                        # arguments of the benchmark's model
+    schedule: dict                     # arguments of Dense or GrowPruneSchedule, or of `rivals.rival`
     settings: Settings
-    task: dict                         # arguments of SpeechTask
+    task: dict                         # arguments of the benchmark's task
     seed_density: float | None = None  # share of connections that the sparse seed starts with; None: dense, no masks
-    masked: str = field(default=RECURRENT)
+    masked: str = benchmarks.Speech.masked
+    benchmark: str = "speech"
 
 
 def _speech(s: Speech, title: str, cell: str, layers: int, schedule: dict, **options) -> Recipe:
@@ -54,7 +57,7 @@ def _grow_and_prune(s: Speech) -> dict:
     return {name: getattr(s, name) for name in names}
 
 
-CATALOGUE: dict[str, Callable[[Speech], Recipe]] = {
+CATALOGUE: dict[str, Callable[[Speech | Toy], Recipe]] = {
     "ds2-lstm": lambda s: _speech(s, "DeepSpeech2, LSTM, dense", "lstm", s.lstm_layers, {"epochs": s.epochs}),
     "ds2-hlstm": lambda s: _speech(s, "DeepSpeech2, H-LSTM, dense", "hlstm", s.hlstm_layers, {"epochs": s.epochs}),
     "ds2-hlstm-gp": lambda s: _speech(s, "DeepSpeech2, H-LSTM, grow and prune", "hlstm", s.hlstm_layers,
@@ -62,15 +65,52 @@ CATALOGUE: dict[str, Callable[[Speech], Recipe]] = {
 }
 
 
+def _toy(t: Toy, name: str, cell: str = "hlstm") -> Recipe:
+    """A rival on the interlock; "lstm" is a dense LSTM with as many weights as the dense H-LSTM."""
+    rules = Interlock(t.levers)
+
+    def build(hidden: int, cell: str = cell) -> ToyModel:
+        return ToyModel(rules.inputs, rules.levers, cell, hidden)
+    hidden, rival, lr = t.hidden, name, t.lr
+    with torch.device("meta"):
+        dense = build(t.hidden, "hlstm")
+    size = rivals.parameters_left(dense)
+    if name == "lstm":
+        hidden, rival, lr = rivals.small_width(build, size), "dense", t.lstm_lr
+    elif name == "small-dense":
+        masked = [p for n, p in dense.named_parameters() if fnmatch(n, benchmarks.Toy.masked)]
+        asleep = sum(p.numel() - live_count(p.shape, t.density) for p in masked)
+        hidden = rivals.small_width(build, size - asleep)
+    title = "LSTM of the same size, dense" if name == "lstm" else f"H-LSTM, {name}"
+    model = {"inputs": rules.inputs, "outputs": rules.levers, "cell": cell, "hidden": hidden}
+    schedule = {"rival": rival, "epochs": t.epochs, "density": t.density, "rounds": t.rounds}
+    return Recipe(title, model, schedule, Settings(lr=lr, precision="fp32"),
+                  {"rules": asdict(rules), "batch": t.batch, "length": t.length, "held_out": t.held_out},
+                  masked=benchmarks.Toy.masked, benchmark="toy")
+
+
+CATALOGUE |= {f"toy-{name}": partial(_toy, name=name) for name in rivals.RIVALS}
+CATALOGUE["toy-lstm"] = partial(_toy, name="lstm", cell="lstm")
+BENCHMARKS = {"speech": benchmarks.Speech, "toy": benchmarks.Toy}
+
+
 def recipe(name: str, profile_name: str) -> Recipe:
     """The recipe of an experiment in a profile. Raises ValueError that lists the names."""
     if name not in CATALOGUE:
         raise ValueError(f"experiment {name!r}: choose one of {', '.join(CATALOGUE)}")
-    return CATALOGUE[name](profile(profile_name).speech)
+    p = profile(profile_name)
+    return CATALOGUE[name](p.toy if name.startswith("toy-") else p.speech)
 
 
-def key_of(made: Recipe, corpus: SpeechCorpus) -> str:
-    """Recipe, corpus and training code as one hash: an equal key means an equal result."""
+def benchmark(made: Recipe, p: Profile) -> benchmarks.Speech | benchmarks.Toy:
+    """The benchmark of a recipe, with its corpus or rules. Raises CorpusError where the corpus is missing."""
+    if made.benchmark == "toy":
+        return benchmarks.Toy(Interlock(**made.task["rules"]))
+    return benchmarks.Speech(SpeechCorpus(ROOT / p.speech.corpus))
+
+
+def key_of(made: Recipe, corpus) -> str:
+    """Recipe, corpus (whatever has a `sha256`) and training code as one hash: an equal key means an equal result."""
     return records.fingerprint(asdict(made), corpus.sha256, CODE)
 
 
@@ -85,8 +125,8 @@ def run(name: str, profile_name: str = "laptop", seed: int = 0, *, force: bool =
     path = records.path_of(name, profile_name, seed)
     if path.exists() and not force and p.kept:
         return records.read(path)
-    corpus = SpeechCorpus(ROOT / p.speech.corpus)
-    key = key_of(made, corpus)
+    bench = benchmark(made, p)
+    key = key_of(made, bench)
     if path.exists() and not force:
         try:
             record = records.read(path)
@@ -94,24 +134,18 @@ def run(name: str, profile_name: str = "laptop", seed: int = 0, *, force: bool =
             record = None
         if record and record.key == key and path.with_suffix(".safetensors").exists():
             return record
-    provenance = records.provenance(corpus.name, corpus.sha256)
-    trainer = _train(made, corpus, seed, path, key, f"{name} {profile_name} seed {seed}", progress)
+    provenance = records.provenance(bench.name, bench.sha256)
+    trainer = _train(made, bench, seed, path, key, f"{name} {profile_name} seed {seed}", progress)
     file = path.with_suffix(".safetensors")
     save_model(file, trainer.model, trainer.masks, {"format": 1, "experiment": name, "profile": profile_name,
-                                                    "seed": seed, "model": made.model, "alphabet": ALPHABET})
+                                                    "seed": seed, "benchmark": made.benchmark, "model": made.model,
+                                                    **bench.about(made.task)})
     # Scores are those of the stored file, so that `evaluate` gives them again.
     model, masks, _ = load(file)
-    task = trainer.task
-    test = corpus.split("test", limit=made.task["limit"])
-    heard = task.transcribe(model, test, torch.device("cpu"))
     record = records.RunRecord(
         experiment=name, profile=profile_name, seed=seed, title=made.title, key=key, recipe=asdict(made),
-        history=trainer.history, phases=trainer.phases,
-        scores=scores.error_rates([u.transcript for u in test], heard),
-        valid_scores=task.evaluate(model, torch.device("cpu")), normalisation=scores.NORMALISATION,
-        samples=[{"id": u.id, "speaker": u.speaker, "reference": u.transcript, "hypothesis": text}
-                 for u, text in zip(test, heard)],
-        counts=counts(model, masks),
+        history=trainer.history, phases=trainer.phases, **bench.results(model, trainer.task),
+        counts=bench.counts(model, masks),
         model={"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
                "bytes": file.stat().st_size},
         provenance=provenance.closed(trainer.seconds))
@@ -121,47 +155,69 @@ def run(name: str, profile_name: str = "laptop", seed: int = 0, *, force: bool =
     return record
 
 
-def _train(made: Recipe, corpus: SpeechCorpus, seed: int, path: Path, key: str, name: str, progress: bool) -> Trainer:
+def trainer(name: str, profile_name: str = "laptop", seed: int = 0, **options) -> Trainer:
+    """The trainer of an experiment before its first step, for those who want to look on; it writes nothing.
+
+    `options` go to `Trainer`. Once trained, its history is that of the record.
+    """
+    made = recipe(name, profile_name)
+    return _trainer(made, benchmark(made, profile(profile_name)), seed, **options)
+
+
+def _trainer(made: Recipe, bench, seed: int, **options) -> Trainer:
     torch.manual_seed(seed)
-    model = DeepSpeech2(**made.model).to(accelerator(made.settings.precision).device)
+    model = bench.make(**made.model).to(accelerator(made.settings.precision).device)
+    density, schedule = made.seed_density, dict(made.schedule)
+    if "rival" in schedule:
+        density, schedule = rivals.rival(schedule.pop("rival"), seed=seed, **schedule)
+    else:
+        schedule = Dense(**schedule) if "epochs" in schedule else GrowPruneSchedule(**schedule)
     masks = None
-    if made.seed_density is not None:
-        masks = ConnectionMasks(model, made.masked, made.seed_density, torch.Generator().manual_seed(seed))
+    if density is not None:
+        masks = ConnectionMasks(model, made.masked, density, torch.Generator().manual_seed(seed))
         masks.rescale_()
-    schedule = Dense(**made.schedule) if "epochs" in made.schedule else GrowPruneSchedule(**made.schedule)
-    trainer = Trainer(model, SpeechTask(corpus, seed=seed, **made.task), schedule, made.settings, masks=masks,
-                      seed=seed, checkpoint=path.with_suffix(".checkpoint"), key=key, name=name, progress=progress)
+    return Trainer(model, bench.task(seed, **made.task), schedule, made.settings, masks=masks, seed=seed, **options)
+
+
+def _train(made: Recipe, bench, seed: int, path: Path, key: str, name: str, progress: bool) -> Trainer:
+    trainer = _trainer(made, bench, seed, checkpoint=path.with_suffix(".checkpoint"), key=key, name=name,
+                       progress=progress)
     trainer.train()
     trainer.model = trainer.accelerator.unwrap_model(trainer.prepared, keep_fp32_wrapper=False)
     return trainer
 
 
-def load(file: Path) -> tuple[DeepSpeech2, dict[str, torch.Tensor], dict]:
+def load(file: Path) -> tuple[nn.Module, dict[str, torch.Tensor], dict]:
     """A stored model: (model in evaluation mode, its masks, its metadata). Raises ValueError naming the file."""
     _, metadata = load_tensors(file)
     try:
-        model = DeepSpeech2(**metadata["model"])
+        model = BENCHMARKS[metadata.get("benchmark", "speech")].make(**metadata["model"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: not a model file of this project ({error})") from None
     return model.eval(), load_model(file, model), metadata
 
 
-def counts(model: DeepSpeech2, masks: dict[str, torch.Tensor]) -> dict:
-    """Of one output frame (20 ms of sound): the recurrent matrices alone, and the whole model."""
-    spec, lengths = torch.zeros(1, BINS, 201), torch.tensor([201])
-    with torch.no_grad():
-        made = int(model(spec, lengths)[1])
-    positions = {name: n // made for name, n in convolution_positions(model, spec, lengths).items()}
-    return {"cell": count(model, masks, include="rnns.", weights_only=True).record(),
-            "model": count(model, masks, positions=positions).record()}
+def counts(model: nn.Module, masks: dict[str, torch.Tensor]) -> dict:
+    """Of one step or output frame: the recurrent matrices alone, and the whole model."""
+    return next(b for b in BENCHMARKS.values() if isinstance(model, b.make)).counts(model, masks)
 
 
-def evaluate(file: Path, corpus: SpeechCorpus, split: str = "test", batch: int = 16,
-             limit: int | None = None) -> tuple[dict[str, float], list[str]]:
-    """Scores a stored model on a split, or on its first `limit` utterances: (error rates, transcripts)."""
-    model, _, _ = load(file)
+def evaluate(file: Path, corpus: SpeechCorpus | None = None, split: str = "test", batch: int = 16,
+             limit: int | None = None) -> tuple[dict[str, float], list]:
+    """Scores a stored model on a split, or on its first `limit` utterances: (error rates, transcripts).
+
+    A model of the interlock needs no corpus and takes no limit: (its error, the settings it read, (count, T, n)).
+    Raises ValueError for a recogniser without a corpus.
+    """
+    model, _, metadata = load(file)
+    if isinstance(model, ToyModel):
+        bench = benchmarks.Toy(Interlock(**metadata["task"]["rules"]))
+        task = bench.task(0, **metadata["task"])
+        return task.evaluate(model, benchmarks.CPU, split), task.read(model, benchmarks.CPU, split).tolist()
+    if corpus is None:
+        raise ValueError(f"{file}: a recogniser is scored on a corpus; name its folder, such as data/an4")
     task, chosen = SpeechTask(corpus, batch=batch), corpus.split(split, limit=limit)
-    heard = task.transcribe(model, chosen, torch.device("cpu"))
+    heard = task.transcribe(model, chosen, benchmarks.CPU)
     return scores.error_rates([u.transcript for u in chosen], heard), heard
 
 

@@ -35,6 +35,7 @@ STYLE = {"font.size": 10.5, "axes.titlesize": 10.5, "axes.labelsize": 10.5, "leg
          "axes.titlelocation": "left", "lines.linewidth": 1.8, "lines.markersize": 5, "image.cmap": "viridis",
          "legend.frameon": False, "figure.constrained_layout.w_pad": 0.09, "figure.constrained_layout.h_pad": 0.07}
 PHASES = {"grow": "growth", "train": "training", "prune": "pruning and retraining", "final": "last retraining"}
+METRICS = {"wer": "WER", "error": "error"}        # what a validation score is called on an axis, in percent
 TINTS = {"grow": "#d9f0e6", "train": "#eeeeee", "prune": "#fbe3d3", "final": "#dcebf5"}
 
 
@@ -174,36 +175,43 @@ def _epoch_axis(ax, last: int) -> None:
     ax.xaxis.get_major_locator().set_params(integer=True)
 
 
-def _wer_axis(ax, rates: Sequence[float]) -> None:
+def _metric(record: RunRecord) -> str:
+    """The score by which a run is judged: the first of METRICS that it has."""
+    scores = [*(row.scores for row in record.history), *(row.scores for row in record.phases)]
+    return next((name for name in METRICS if any(name in each for each in scores)), "wer")
+
+
+def _wer_axis(ax, rates: Sequence[float], metric: str = "wer") -> None:
     """From 0 to the highest rate; what lies above 100 % is left out, and the picture says so."""
     known = [rate for rate in rates if np.isfinite(rate)] or [100]
     cut = max(known) > 104 and min(known) <= 100
-    ax.set(ylabel="validation WER (%)", ylim=(0, (100 if cut else max(*known, 1)) * 1.04))
+    ax.set(ylabel=f"validation {METRICS[metric]} (%)", ylim=(0, (100 if cut else max(*known, 1)) * 1.04))
     if cut:
         ax.set_title("rates above 100 % (more errors than words) are cut off", loc="right", fontsize=9.5, color=GREY)
 
 
 @_styled
 def learning_curves(records: Mapping[str, RunRecord]) -> Picture:
-    """Training loss and validation WER by epoch; `records` by the name that the legend shows.
+    """Training loss and validation score by epoch; `records`, all of one benchmark, by the name in the legend.
 
     The phases of the first run that grows and prunes are shaded. Raises ValueError without a record.
     """
     if not records:
         raise ValueError("learning_curves needs at least one record")
-    fig = Picture(5.2, "Training loss and validation word error rate by epoch: " + ", ".join(records))
+    metric = _metric(next(iter(records.values())))
+    fig = Picture(5.2, f"Training loss and validation {METRICS[metric]} by epoch: " + ", ".join(records))
     top, low = fig.subplots(2, sharex=True)
     grown = next((r for r in records.values() if {row.phase for row in r.history} & PHASES.keys()), None)
     last, all_rates = 1, []
     for (label, record), (colour, line, marker) in zip(records.items(), itertools.cycle(LINES)):
         ends = [row.epoch + 1 for row in record.history]
-        rates = [row.scores.get("wer", np.nan) for row in record.history]
+        rates = [row.scores.get(metric, np.nan) for row in record.history]
         look = {"color": colour, "linestyle": line, "marker": marker, "markevery": max(1, len(ends) // 12)}
         top.plot(ends, [row.loss for row in record.history], label=label, **look)
         low.plot(ends, rates, **look)
         last, all_rates = max([last, *ends]), all_rates + rates
-    top.set(ylabel="training loss\n(CTC, nats a letter)", ylim=(0, None))
-    _wer_axis(low, all_rates)
+    top.set(ylabel="training loss\n" + ("(CTC, nats a letter)" if metric == "wer" else "(nats)"), ylim=(0, None))
+    _wer_axis(low, all_rates, metric)
     _epoch_axis(low, last)
     if grown is not None:
         _shade((top, low), grown)
@@ -237,14 +245,15 @@ def density_over_time(record: RunRecord) -> Picture:
 
 @_styled
 def gp_flow(record: RunRecord) -> Picture:
-    """Seed -> growth -> pruning -> final (`fig-gp-flow`): density after each event of the run, and validation WER.
+    """Seed -> growth -> pruning -> final (`fig-gp-flow`): density after each event, and validation score.
 
     An event that was undone is hatched and its score crossed. Raises ValueError for a run without events.
     """
     if not record.phases or record.history[0].density is None:
         raise ValueError(f"{record.experiment}: no growth or pruning in this run")
     events = record.phases
-    fig = Picture(5.0, f"Growth and pruning of {record.experiment}: density and validation word error rate by event")
+    metric = _metric(record)
+    fig = Picture(5.0, f"Growth and pruning of {record.experiment}: density and validation {METRICS[metric]} by event")
     top, low = fig.subplots(2, sharex=True, height_ratios=(3, 2))
     densities = [100 * d for d in (record.history[0].density, *(e.density for e in events))]
     kinds, kept = ["train", *(e.phase for e in events)], [True, *(e.kept for e in events)]
@@ -257,7 +266,7 @@ def gp_flow(record: RunRecord) -> Picture:
                      fontsize=small, textcoords="offset points", ha="center")
     top.set(ylabel="live connections (%)", ylim=(0, max(densities) * 1.13))
     # The scale is that of the pruning; the high rates of the first epochs are told, not drawn to scale.
-    rates = [event.scores.get("wer", np.nan) for event in events]
+    rates = [event.scores.get(metric, np.nan) for event in events]
     later = [rate for rate, event in zip(rates, events) if event.phase != "grow"] or rates
     ceiling = 1.25 * max([*later, 1])
     groups = {("o", BLUE, "kept"): [], ("X", VERMILION, "undone"): [], ("^", GREY, "above the scale"): []}
@@ -269,12 +278,12 @@ def gp_flow(record: RunRecord) -> Picture:
     for (marker, colour, label), points in groups.items():
         if points:
             low.plot(*zip(*points), marker, color=colour, markersize=7, label=label)
-    before = next((e.scores.get("wer") for e in events if e.phase == "train"), None)
+    before = next((e.scores.get(metric) for e in events if e.phase == "train"), None)
     tolerance = record.recipe.get("schedule", {}).get("tolerance")
     if before is not None and tolerance is not None and before + tolerance < 1.4 * ceiling:
         low.axhline(before + tolerance, color="black", linestyle="--", linewidth=1,
                     label="floor: pruning stops above it")
-    low.set(ylabel="validation WER (%)", ylim=(0, 1.22 * max(ceiling, low.get_ylim()[1] / 1.05)))
+    low.set(ylabel=f"validation {METRICS[metric]} (%)", ylim=(0, 1.22 * max(ceiling, low.get_ylim()[1] / 1.05)))
     rounds = Counter()
     names = ["seed"]
     for event in events:
@@ -328,44 +337,6 @@ def alignment(log_probs, spec, transcript: str) -> Picture:
     return fig
 
 
-def _blocks(mask: np.ndarray, most: int = 40) -> np.ndarray:
-    """A mask (R, C) as shares in at most `most` by `most` blocks of nearly equal size."""
-    rows, columns = (np.linspace(0, n, min(n, most) + 1).astype(int) for n in mask.shape)
-    sums = np.add.reduceat(np.add.reduceat(mask.astype(float), rows[:-1], 0), columns[:-1], 1)
-    return sums / np.outer(np.diff(rows), np.diff(columns))
-
-
-@_styled
-def connection_maps(masks: Mapping[str, object]) -> Picture:
-    """Where connections live (`fig-gp-masks`): for each named mask (4R, C) a map of each gate, i, f, g, o.
-
-    Names are matrices of one layer, or one matrix at several moments; gates stand in PyTorch's order. A pixel is the
-    live share of a block of connections. Raises ValueError for a mask whose rows are not four gates.
-    """
-    if not masks:
-        raise ValueError("connection_maps needs at least one mask")
-    fig = Picture(0.35 + 1.95 * len(masks), "Share of live connections in each gate: " + ", ".join(masks))
-    parts = np.atleast_1d(fig.subfigures(len(masks), 1))
-    for part, (name, mask) in zip(parts, masks.items()):
-        mask = _array(mask).astype(bool)
-        if mask.ndim != 2 or len(mask) % 4:
-            raise ValueError(f"{name}: a mask of shape {mask.shape} holds no four gates")
-        maps = [100 * _blocks(gate) for gate in np.split(mask, 4)]
-        axes = part.subplots(1, 4, sharey=True)
-        for ax, values, gate in zip(axes, maps, "ifgo"):
-            image = ax.imshow(values, aspect="auto", interpolation="nearest", vmin=0, vmax=np.max(maps) or 1,
-                              cmap="Blues", extent=(0, mask.shape[1], len(mask) // 4, 0))
-            ax.grid(False)
-            ax.set_title(f"gate {gate}", loc="center", fontsize=9.5)
-            ax.tick_params(labelsize=8.5)
-            ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
-        axes[0].set_ylabel("to unit", fontsize=9.5)
-        part.supxlabel("from input", fontsize=9.5)
-        part.colorbar(image, ax=axes, pad=0.01, label="live (%)")
-        part.suptitle(f"{name}: {100 * mask.mean():.1f} % of {mask.size:,} alive", fontsize=10.5, x=0.01, ha="left")
-    return fig
-
-
 @_styled
 def letter_confusions(samples: Sequence[Mapping[str, str]], most: int = 15) -> Picture:
     """The most frequent letter errors in `samples` (each with `reference` and `hypothesis`), said -> heard."""
@@ -395,4 +366,27 @@ def letter_confusions(samples: Sequence[Mapping[str, str]], most: int = 15) -> P
     ax.grid(True, axis="x")
     if top:
         fig.legend(loc="outside lower center", ncols=3)
+    return fig
+
+
+@_styled
+def rivals(scores: Mapping[str, Sequence[float]], label: str) -> Picture:
+    """Every run as a dot: `scores` holds, by method, a number for each seed, of which a bar marks the mean.
+
+    Methods stand in the order given, from above; `label` names the axis, with its unit. Raises ValueError where a
+    method has no score.
+    """
+    if not scores or not all(len(values) for values in scores.values()):
+        raise ValueError("rivals needs at least one score of each method")
+    fig = Picture(1.0 + 0.36 * len(scores), f"{label}, a dot a seed: " + "; ".join(
+        f"{name} " + ", ".join(f"{v:.2f}" for v in sorted(values)) for name, values in scores.items()))
+    ax = fig.subplots()
+    for y, values in enumerate(scores.values()):
+        # Seeds lie side by side in their order, so that equal scores do not hide each other.
+        heights = y + 0.36 * (np.arange(len(values)) - (len(values) - 1) / 2) / max(len(values) - 1, 1)
+        ax.plot(values, heights, "o", color=BLUE, alpha=0.75, linestyle="none")
+        ax.plot([np.mean(values)] * 2, [y - 0.3, y + 0.3], color=VERMILION, linewidth=2.2)
+    ax.set_yticks(range(len(scores)), list(scores))
+    ax.set(xlabel=f"{label} (dot: a seed; bar: the mean)", ylim=(len(scores) - 0.4, -0.6), xlim=(0, None))
+    ax.grid(True, axis="x")
     return fig

@@ -31,16 +31,34 @@ class Speech:
 
 
 @dataclass(frozen=True)
+class Toy:
+    """Sizes of the experiments on the interlock; all of them train for the same number of epochs."""
+    levers: int = 4                 # n
+    hidden: int = 24                # H of the H-LSTM; the LSTM gets the width that makes it as large
+    epochs: int = 24
+    length: int = 20                # batches in an epoch
+    batch: int = 64
+    held_out: int = 512             # sequences for validation, and as many for the test
+    density: float = 0.1            # with which all rivals end
+    rounds: int = 4                 # of pruning and retraining
+    lr: float = 5e-2
+    lstm_lr: float = 8e-2           # each cell has what served it best in trials
+    seeds: int = 5                  # 0, 1, ...: so many runs of each experiment
+
+
+@dataclass(frozen=True)
 class Profile:
     name: str
     speech: Speech
     kept: bool                      # its records are history: committed, made anew on request only
+    toy: Toy = Toy()
 
 
 PROFILES = {p.name: p for p in (
     Profile("smoke", Speech(MINI_SPEECH, hidden=16, channels=4, lstm_layers=1, hlstm_layers=1, epochs=4,
                             growth_epochs=1, train_epochs=2, rounds=1, prune_ratio=0.5, retrain_epochs=1,
-                            final_epochs=1, tolerance=100, batch=4, limit=12, precision="fp32"), kept=False),
+                            final_epochs=1, tolerance=100, batch=4, limit=12, precision="fp32"), kept=False,
+            toy=Toy(levers=2, hidden=8, epochs=5, length=2, batch=8, held_out=16, density=0.3, rounds=2, seeds=1)),
     Profile("laptop", Speech(MINI_SPEECH, hidden=64, channels=8, lstm_layers=2, hlstm_layers=2, epochs=48,
                              growth_epochs=3, train_epochs=40, rounds=4, prune_ratio=0.5, retrain_epochs=3,
                              final_epochs=6, tolerance=4, batch=8, lr=3e-3), kept=False),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import re
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -261,6 +261,29 @@ def tab_ds2_models(profile: str, root: str | Path | None = None) -> Table:
     ]
     caption = "DeepSpeech2 models: live recurrent weights, FLOPs a frame and test errors"
     return compare("tab-ds2-models", caption, "deepspeech2", rows, SPEECH, profile, root)
+
+
+def tab_rivals(profile: str, rows: Mapping[str, str], root: str | Path | None = None) -> Table:
+    """Rivals on one benchmark: epochs, weights, live weights, density and test error, mean and range over the seeds.
+
+    `rows` maps the name of each row to its experiment. Weights are those of the recurrent matrices.
+    """
+    lines = []
+    for name, experiment in rows.items():
+        runs = records.find(profile, experiment, root)
+        cells = [run.counts.cell for run in runs]
+        lines.append((name, [
+            spread([len(run.history) for run in runs], short, seeds=False),
+            spread([cell.params for cell in cells], short, seeds=False),
+            spread([cell.nonzero_params for cell in cells], short, seeds=False),
+            spread([cell.nonzero_params / cell.params for cell in cells], density, seeds=False),
+            spread([run.scores["error"] for run in runs if "error" in run.scores], lambda value: f"{value:.2f}"),
+        ]))
+    heads = [("", head) for head in ("epochs", "weights", "live weights", "density", "test error %")]
+    notes = ["Test error: mean (lowest-highest), n seeds."]
+    if lacking := [rows[name] for name, cells in lines if MISSING in cells]:
+        notes.append(f"{MISSING} no record yet in the profile {profile}: {', '.join(lacking)}")
+    return Table("tab-rivals", f"Rivals at equal epochs and equal density ({profile})", "method", heads, lines, notes)
 
 
 def tab_runs(profile: str, experiments: Iterable[str] | None = None, root: str | Path | None = None) -> Table:

@@ -12,6 +12,7 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,14 +70,16 @@ class Trainer:
 
     After `train()`: `history` (one row an epoch), `phases` (one row for each growth, pruning or restoring),
     `seconds`. With `checkpoint`, a file is kept there after each epoch and on Ctrl-C, and found again by the next
-    call; `key` ties it to a recipe, and a checkpoint of another key is set aside.
+    call; `key` ties it to a recipe, and a checkpoint of another key is set aside. `after_epoch(trainer)` is called at
+    the end of each epoch, when the schedule has grown or pruned, for those who look on.
     """
 
     def __init__(self, model: nn.Module, task, schedule: Dense | GrowPruneSchedule, settings: Settings, *,
                  masks: ConnectionMasks | None = None, seed: int = 0, checkpoint: Path | None = None, key: str = "",
-                 name: str = "training", progress: bool = True):
+                 name: str = "training", progress: bool = True, after_epoch: Callable[["Trainer"], None] | None = None):
         self.task, self.schedule, self.settings, self.masks, self.seed = task, schedule, settings, masks, seed
         self.checkpoint, self.key, self.name, self.progress = checkpoint, key, name, progress
+        self.after_epoch = after_epoch
         self.accelerator, self.model = accelerator(settings.precision), model
         self.parameters = list(model.parameters())
         self.optimiser = torch.optim.AdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay,
@@ -129,6 +132,8 @@ class Trainer:
             self.phases.append(asdict(event) | {"epoch": self.epoch, "scores": scores})
         self.seconds += self.epoch_seconds
         self._report(scores, event)
+        if self.after_epoch is not None:
+            self.after_epoch(self)
         self.epoch, self.batch, self.loss_sum, self.epoch_seconds = self.epoch + 1, 0, 0.0, 0.0
         self._save()
 

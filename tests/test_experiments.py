@@ -8,14 +8,16 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from hlstm_src import experiments, profiles, records
+from hlstm_src import experiments, profiles, records, rivals
 from hlstm_src.corpora import CorpusError, SpeechCorpus
 from hlstm_src.deepspeech2 import DeepSpeech2, spectrogram
 from hlstm_src.growprune import Dense, GrowPruneSchedule
 from hlstm_src.masks import save_tensors
+from hlstm_src.toy import Interlock
 from tests.speech import make_corpus, use_corpus
 
-NAMES = tuple(experiments.CATALOGUE)
+NAMES = tuple(name for name in experiments.CATALOGUE if name.startswith("ds2-"))
+TOYS = tuple(name for name in experiments.CATALOGUE if name.startswith("toy-"))
 RUNS = [(name, 0) for name in NAMES] + [("ds2-lstm", 1)]
 
 
@@ -266,6 +268,66 @@ def test_a_missing_corpus_is_said_before_anything_is_written(tmp_path, monkeypat
     assert not (tmp_path / "results").exists()
 
 
+# --- the interlock ---------------------------------------------------------------------------------
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder of results, and no corpus."""
+    monkeypatch.setenv("HLSTM_RESULTS", str(tmp_path / "results"))
+    use_corpus(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["toy-gp", "toy-dense", "toy-lstm"])
+def test_the_interlock_needs_no_corpus_and_its_file_scores_what_the_record_says(here, trainings, name):
+    record = run(name, seed=1)
+    file = records.path_of(name, "smoke", 1).with_suffix(".safetensors")
+    assert sorted(path.name for path in file.parent.iterdir()) == ["seed1.json", "seed1.safetensors"]
+    rates, read = experiments.evaluate(file)
+    assert rates == record.scores and experiments.evaluate(file, split="valid")[0] == record.valid_scores
+    assert read[0] == [[int(bit) for bit in row] for row in record.samples[0]["hypothesis"]]
+    rules = Interlock(**record.recipe["task"]["rules"])
+    levers = torch.tensor([[int(bit) for bit in row] for row in record.samples[0]["inputs"]])
+    wanted = [[int(bit) for bit in row] for row in record.samples[0]["reference"]]
+    assert rules.settings(levers[None])[0].tolist() == wanted
+    assert record.provenance.corpus == "interlock" and record.provenance.corpus_sha256 == rules.sha256
+    assert run(name, seed=1) == record and len(trainings) == 1
+    model, masks, about = experiments.load(file)
+    assert experiments.counts(model, masks) == record.model_dump()["counts"] and about["benchmark"] == "toy"
+
+
+def test_a_run_that_is_watched_is_the_recorded_one(here):
+    record, seen = run("toy-gp"), []
+    watched = experiments.trainer("toy-gp", "smoke", 0, progress=False,
+                                  after_epoch=lambda t: seen.append((t.epoch, t.masks.density())))
+    watched.train()
+    assert [row["loss"] for row in watched.history] == [row.loss for row in record.history]
+    assert [epoch for epoch, _ in seen] == list(range(len(record.history)))
+    assert [density for _, density in seen[:-1]] == [row.density for row in record.history[1:]]
+    assert seen[-1][1] == record.phases[-1].density
+
+
+def test_a_recogniser_is_not_scored_without_a_corpus(results):
+    with pytest.raises(ValueError, match="seed0.safetensors: a recogniser is scored on a corpus"):
+        experiments.evaluate(records.path_of("ds2-lstm", "smoke", 0).with_suffix(".safetensors"))
+
+
+@pytest.mark.parametrize("profile", ["smoke", "laptop", "desk", "paper"])
+def test_the_rivals_have_equal_epochs_and_meet_at_one_density(profile, monkeypatch):
+    monkeypatch.undo()                                             # the profiles as they are
+    sizes, left = profiles.PROFILES[profile].toy, {}
+    for name in TOYS:
+        trainer = experiments.trainer(name, profile, progress=False)
+        assert trainer.schedule.epochs_left == sizes.epochs
+        left[name] = sum(p.numel() for p in trainer.model.parameters())
+        settings = trainer.settings.lr, len(trainer.task.batches(0)), trainer.task.batch
+        assert settings == (sizes.lstm_lr if name == "toy-lstm" else sizes.lr, sizes.length, sizes.batch)
+    assert {left[name] for name in TOYS if name not in ("toy-lstm", "toy-small-dense")} == {left["toy-dense"]}
+    assert abs(left["toy-lstm"] / left["toy-dense"] - 1) < 0.1
+    sparse = experiments.trainer("toy-set", profile, progress=False)
+    kept = rivals.parameters_left(sparse.model, sparse.masks)
+    assert abs(left["toy-small-dense"] / kept - 1) < 0.25
+
+
 @pytest.mark.parametrize("profile", ["smoke", "laptop", "desk", "paper"])
 def test_every_recipe_can_be_built_and_takes_as_many_epochs_as_its_profile_says(profile, monkeypatch):
     monkeypatch.undo()                                             # the profiles as they are
@@ -286,6 +348,9 @@ def test_no_two_recipes_share_a_key(corpus, monkeypatch):
     keys = {experiments.key_of(experiments.recipe(name, profile), corpus) for name in NAMES
             for profile in profiles.PROFILES}
     assert len(keys) == len(NAMES) * len(profiles.PROFILES)
+    keys = {experiments.key_of(experiments.recipe(name, profile), corpus) for name in TOYS
+            for profile in ("smoke", "laptop")}
+    assert len(keys) == 2 * len(TOYS)
 
 
 def test_the_paper_profile_is_the_papers_size():

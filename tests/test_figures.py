@@ -208,31 +208,6 @@ def test_an_alignment_writes_each_letter_at_its_time(sound, text):
     assert not any(a.overlaps(b) for a, b in zip(boxes, boxes[1:]))
 
 
-@settings(deadline=None)
-@given(st.integers(1, 130), st.integers(1, 130), st.integers(0, 9))
-def test_blocks_keep_the_share_of_live_connections(rows, columns, seed):
-    mask = np.random.default_rng(seed).random((rows, columns)) < 0.3
-    blocks = figures._blocks(mask)
-    assert blocks.shape == (min(rows, 40), min(columns, 40)) and blocks.min() >= 0 and blocks.max() <= 1
-    sizes = [np.diff(np.linspace(0, n, min(n, 40) + 1).astype(int)) for n in mask.shape]
-    assert (blocks * np.outer(*sizes)).sum() == pytest.approx(mask.sum())
-
-
-def test_connection_maps_stand_in_the_order_of_the_gates():
-    mask = torch.zeros(4 * 64, 100, dtype=torch.bool)
-    mask[128:192] = True                                                   # all of gate g, nothing else
-    picture = drawn(figures.connection_maps({"weight_hh": mask, "weight_ih": ~mask}))
-    maps = [ax for part in picture.subfigs for ax in part.axes if ax.images]
-    shares = [float(ax.images[0].get_array().mean()) for ax in maps]
-    assert [ax.get_title() for ax in maps][:4] == ["gate i", "gate f", "gate g", "gate o"]
-    assert shares == [0, 0, 100, 0, 100, 100, 0, 100]
-    assert "weight_hh: 25.0 % of 25,600 alive" in texts(picture)
-    drawn(figures.connection_maps({"nothing alive": np.zeros((8, 3), bool)}))
-    for wrong in ({}, {"w": np.zeros((6, 3), bool)}, {"w": np.zeros(8, bool)}):
-        with pytest.raises(ValueError):
-            figures.connection_maps(wrong)
-
-
 def test_letter_errors_are_counted_by_kind():
     samples = [{"reference": "A B", "hypothesis": "A P"}, {"reference": "GO", "hypothesis": "G"},
                {"reference": "NO", "hypothesis": "NOS"}, {"reference": "B", "hypothesis": "P"},
@@ -243,3 +218,31 @@ def test_letter_errors_are_counted_by_kind():
     assert counted == {"B → P": 2, "O → –": 1, "– → S": 1, "Y → –": 1, "E → –": 1, "S → –": 1}
     assert "7 letter errors in 5 utterances" in ax.get_xlabel()
     drawn(figures.letter_confusions([{"reference": "A", "hypothesis": "A"}]))
+
+
+def test_rivals_are_a_dot_a_seed_and_a_bar_at_the_mean():
+    scores = {"grow and prune": [1.0, 2.0, 6.0], "alone": [4.0]}
+    fig = figures.rivals(scores, "test error (%)")
+    ax, = fig.axes
+    dots = [line.get_xdata() for line in ax.lines if line.get_marker() == "o"]
+    means = [line.get_xdata() for line in ax.lines if line.get_marker() == "None"]
+    assert [list(values) for values in dots] == list(scores.values())
+    assert [list(mean) for mean in means] == [[3.0, 3.0], [4.0, 4.0]]
+    assert [label.get_text() for label in ax.get_yticklabels()] == list(scores) and ax.yaxis_inverted()
+    assert "test error (%)" in ax.get_xlabel() and "alone 4.00" in fig.alt
+    for nothing in ({}, {"alone": []}):
+        with pytest.raises(ValueError, match="at least one score"):
+            figures.rivals(nothing, "error")
+
+
+def test_a_run_that_is_judged_by_another_score_says_so_on_its_axes():
+    epochs = [(phase, density, rate / 20) for phase, density, rate in SMOKE]
+    toy = record(epochs).model_dump()
+    for row in toy["history"] + toy["phases"]:
+        row["scores"] = {"error": row["scores"]["wer"]}
+    toy = RunRecord.model_validate(toy)
+    for fig in (figures.gp_flow(toy), figures.learning_curves({"toy": toy})):
+        assert fig.axes[1].get_ylabel() == "validation error (%)" and "error" in fig.alt
+    assert figures.gp_flow(record(SMOKE)).axes[1].get_ylabel() == "validation WER (%)"
+    heights = figures.learning_curves({"toy": toy}).axes[1].lines[0].get_ydata()
+    assert list(heights) == [rate for _, _, rate in epochs]

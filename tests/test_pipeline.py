@@ -280,6 +280,15 @@ def test_chapters_declare_the_runs_they_ask_for(root):
         assert strings & set(experiments.CATALOGUE) <= set(chapter.runs), chapter.page
 
 
+def test_several_seeds_of_an_experiment_of_seconds_are_one_job(small):
+    small.write("book/trains.ipynb", notebook("trains", runs=["toy-gp", "ds2-lstm"]))
+    plan = small.ask("laptop", "--dry-run")
+    seeds = graph.seeds("toy-gp", "laptop")
+    assert len(seeds) >= 5 and graph.seeds("toy-gp", "smoke") == graph.seeds("ds2-lstm", "laptop") == (0,)
+    outputs = ", ".join(f"results/local/laptop/toy-gp/seed{k}.json" for k in seeds)
+    assert plan.count("rule run_seeds:") == plan.count("rule run:") == 1 and f"output: {outputs}" in plan
+
+
 def test_the_graph_and_the_module_agree(root):
     from hlstm_src import experiments, profiles, records
     assert set(graph.PROFILES) == set(profiles.PROFILES)
@@ -288,7 +297,10 @@ def test_the_graph_and_the_module_agree(root):
         assert graph.CORPORA["speech"][name] == profiles.PROFILES[name].speech.corpus
         for experiment in experiments.CATALOGUE:
             assert root / graph.record_of(experiment, name, 3) == records.path_of(experiment, name, 3)
-            assert graph.corpus_of(experiment, name)
+            corpus, made = graph.corpus_of(experiment, name), experiments.recipe(experiment, name)
+            assert corpus == (profiles.PROFILES[name].speech.corpus if made.benchmark == "speech" else None)
+            runs = profiles.PROFILES[name].toy.seeds if made.benchmark == "toy" else 1
+            assert graph.seeds(experiment, name) == tuple(range(runs))
     assert {path.relative_to(root).as_posix() for path in experiments.CODE} <= set(graph.training_code(root))
     drawing = {"hlstm_src/figures.py", "hlstm_src/tables.py"}
     assert not drawing & set(graph.training_code(root))

@@ -142,6 +142,17 @@ def test_the_papers_cells_are_those_of_the_papers_list(store):
     assert paper.FOOTNOTE in table.markdown() and "not checked against the paper's PDF" in table._repr_html_()
 
 
+def test_rivals_are_shown_with_the_spread_of_their_seeds(store):
+    row = {"phase": "dense", "loss": 1.0, "lr": 0.1, "seconds": 1.0}
+    history = [row | {"epoch": k} for k in range(24)]
+    made = [make("toy-gp", "laptop", seed, live=1_000_000, history=history, scores={"error": error})
+            for seed, error in enumerate([1.25, 2.5, 3.0])]
+    table = tables.tab_rivals("laptop", {"grow and prune": "toy-gp", "one shot": "toy-one-shot"}, store(*made))
+    assert table.rows == [("grow and prune", ["24", "10.0 M", "1.00 M", "10.0 %", "2.25 (1.25-3.00), n=3"]),
+                          ("one shot", [tables.MISSING] * 5)]
+    assert table.notes[-1].endswith("no record yet in the profile laptop: toy-one-shot")
+
+
 def test_several_seeds_give_a_mean_and_a_range(store):
     wers = {0: 14.8, 1: 15.6, 2: 14.9}
     runs = [make("ds2-lstm", "desk", seed, scores={"wer": wer, "cer": 6.0}) for seed, wer in wers.items()]

@@ -26,10 +26,10 @@ CORPORA = {
     "speech": {"smoke": "data_prep/mini/speech", "laptop": "data_prep/mini/speech",
                "desk": "data/an4", "paper": "data/an4"},
 }
-# The seeds that a profile runs each experiment with.
-SEEDS = {"smoke": (0,), "laptop": (0,), "desk": (0,), "paper": (0,)}
-# The kind of corpus that an experiment is trained on, by the first part of its name.
-TRAINED_ON = {"ds2": "speech"}
+# The kind of corpus that an experiment is trained on, by the first part of its name; None where there are no files.
+TRAINED_ON = {"ds2": "speech", "toy": None}
+# The seeds that a profile runs an experiment with, by the first part of its name where it is not one.
+SEEDS = {"toy": {"smoke": (0,), "laptop": (0, 1, 2, 3, 4), "desk": (0, 1, 2, 3, 4), "paper": (0, 1, 2, 3, 4)}}
 
 
 class GraphError(Exception):
@@ -111,13 +111,24 @@ def chapters(root: Path = ROOT) -> list[Chapter]:
     return found
 
 
-def corpus_of(experiment: str, profile: str) -> str:
-    """The folder of the corpus that an experiment is trained on."""
-    kind = TRAINED_ON.get(experiment.split("-")[0])
-    if kind is None:
+def kind_of(experiment: str) -> str:
+    """The first part of an experiment's name, checked."""
+    kind = experiment.split("-")[0]
+    if kind not in TRAINED_ON:
         raise GraphError(f"no corpus is known for the experiment {experiment!r}; "
                          "add the first part of its name to TRAINED_ON in book/tools/graph.py")
-    return CORPORA[kind][profile]
+    return kind
+
+
+def corpus_of(experiment: str, profile: str) -> str | None:
+    """The folder of the corpus that an experiment is trained on; None where its sequences are drawn from a seed."""
+    corpus = TRAINED_ON[kind_of(experiment)]
+    return CORPORA[corpus][profile] if corpus else None
+
+
+def seeds(experiment: str, profile: str) -> tuple[int, ...]:
+    """The seeds that a profile runs an experiment with."""
+    return SEEDS.get(kind_of(experiment), {}).get(profile, (0,))
 
 
 def record_of(experiment: str, profile: str, seed: int | str) -> str:
