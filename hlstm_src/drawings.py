@@ -114,16 +114,16 @@ def _cell(ax, title: str, hidden: bool) -> None:
 @_styled
 def hlstm_cell() -> Picture:
     """The H-LSTM cell beside the LSTM cell (`fig-hlstm-cell`), one step each."""
-    fig = Picture(5.35, "Two circuits side by side. Left, the LSTM cell: the previous state h and the input x feed four "
-                  "gates, each one matrix with a sigmoid or tanh. Right, the H-LSTM cell: the same, but in each gate a "
-                  "hidden layer, a matrix and ReLU, stands in front of that matrix. In both, f scales the old memory "
-                  "c, i times g is added to it, and o times tanh of c is the new h.")
+    fig = Picture(5.35, "Two circuits side by side. Left, the LSTM cell: the previous state h and the input x feed "
+                  "four gates, each one matrix with a sigmoid or tanh. Right, the H-LSTM cell: the same, but in front "
+                  "of each gate's matrix stands a hidden layer, a matrix and ReLU. In both, f scales the old memory c, "
+                  "i times g is added to it, and o times tanh of c is the new h.")
     left, right = fig.subplots(1, 2)
     _cell(left, "LSTM", hidden=False)
     _cell(right, "H-LSTM", hidden=True)
     fig.text(0.5, 0.004, "filled: has weights    white: element-wise    × and + act on each of the H units by itself",
              ha="center", va="bottom", fontsize=9.2, color=INK)
-    fig.get_layout_engine().set(rect=(0, 0.045, 1, 0.955), w_pad=0.02)
+    fig.get_layout_engine().set(rect=(0, 0.045, 1, 0.945), w_pad=0.02)
     return fig
 
 
@@ -134,7 +134,7 @@ def weight_layout(input_size: int, hidden_size: int) -> Picture:
     if min(width, H) < 1:
         raise ValueError(f"input_size {width} and hidden_size {H} must be at least 1")
     fig = Picture(4.3, f"Layout of an LSTM's weights: a matrix of {4 * H} by {width} that acts on x beside one of "
-                  f"{4 * H} by {H} that acts on h and two columns of biases; four blocks of {H} rows each, for i, f, g and o.")
+                  f"{4 * H} by {H} that acts on h and two columns of biases; four blocks of {H} rows, for i, f, g, o.")
     ax = fig.subplots()
     x_part = width / (width + H)                                   # both matrices' columns to one scale
     blocks = [("weight_ih", "x_t", width, 0.0, x_part), ("weight_hh", "h_{t-1}", H, x_part + 0.03, 1 - x_part)]
