@@ -16,7 +16,7 @@ PLUM = "#8F4A78"                       # the palette's purple, darker, so that i
 
 GATES = {"i": ("input", BLUE), "f": ("forget", VERMILION), "g": ("candidate", GREEN), "o": ("output", PLUM)}
 INK = "#222222"
-PIECES = [(BLUE, ""), (ORANGE, "////"), (GREEN, ""), (VERMILION, "...."), (SKY, "\\\\\\\\"), (PURPLE, "")]
+PIECES = [BLUE, ORANGE, "#004D36", VERMILION, SKY, PURPLE]          # far apart in lightness where they often meet
 
 
 class _Circuit:
@@ -239,14 +239,13 @@ def timeline(lanes: Mapping[str, Sequence[tuple[str, float]]]) -> Picture:
     for y, lane in enumerate(lanes.values()):
         start = 0.0
         for kind, ms in lane:
-            color, hatch = looks[kind]
-            ax.barh(y, ms, left=start, height=0.62, facecolor=color, hatch=hatch, edgecolor="white", linewidth=0.3)
+            ax.barh(y, ms, left=start, height=0.62, color=looks[kind], linewidth=0)
             start += ms
         ax.text(start + 0.01 * max(totals.values()), y, f"{start:.1f} ms", va="center", fontsize=9.5)
     ax.set_yticks(range(len(lanes)), list(lanes))
     ax.set(xlabel="time (ms)", xlim=(0, 1.12 * max(totals.values())), ylim=(len(lanes) - 0.5, -0.5))
     ax.grid(False, axis="y")
     ax.grid(True, axis="x")
-    marks = [Rectangle((0, 0), 1, 1, facecolor=looks[k][0], hatch=looks[k][1], edgecolor="white") for k in kinds]
+    marks = [Rectangle((0, 0), 1, 1, facecolor=looks[kind], linewidth=0) for kind in kinds]
     fig.legend(marks, kinds, loc="outside lower center", ncols=2)
     return fig
