@@ -1,0 +1,131 @@
+"""Drawings: nothing cut off, nothing overlapping, and what is drawn is what was given."""
+
+import itertools
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from hlstm_src import HLSTM, drawings, figures
+
+
+def drawn(picture: figures.Picture) -> figures.Picture:
+    """Draws it, checks that nothing reaches beyond its edges, and hands it back."""
+    assert isinstance(picture, figures.Picture) and picture.alt
+    canvas = FigureCanvasAgg(picture)
+    canvas.draw()
+    box, (width, height) = picture.get_tightbbox(canvas.get_renderer()), picture.get_size_inches()
+    assert width == figures.WIDTH
+    assert box.x0 > -0.02 and box.y0 > -0.02 and box.x1 < width + 0.02 and box.y1 < height + 0.02
+    return picture
+
+
+def texts(picture) -> list[str]:
+    return [t.get_text() for t in picture.findobj(matplotlib.text.Text) if t.get_text()]
+
+
+def overlaps(picture) -> list[tuple[str, str]]:
+    """Pairs of texts that cover each other."""
+    renderer = picture.canvas.get_renderer()
+    said = [*picture.texts, *(t for ax in picture.axes for t in ax.texts)]
+    boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in said]
+    assert len(boxes) > 1
+    return [(a, b) for (a, one), (b, other) in itertools.combinations(boxes, 2) if one.overlaps(other)]
+
+
+def test_the_cells_stand_side_by_side_and_differ_by_the_hidden_layers():
+    picture = drawn(drawings.hlstm_cell())
+    left, right = picture.axes
+    words = [[t.get_text() for t in ax.texts] for ax in (left, right)]
+    assert (left.get_title(loc="center"), right.get_title(loc="center")) == ("LSTM", "H-LSTM")
+    for said in words:
+        assert said.count("σ") == 3 and said.count("tanh") == 2 and said.count("×") == 3 and said.count("+") == 1
+        assert {"$x_t$", "$h_{t-1}$", "$c_{t-1}$", "$c_t$", "$h_t$", "$i$", "$f$", "$g$", "$o$"} <= set(said)
+    assert words[0].count("ReLU") == 0 and words[1].count("ReLU") == 4
+    assert words[0].count("$W, b$") == 4 and words[1].count("$W, b$") == 8
+    assert overlaps(picture) == []
+
+
+def test_the_cell_is_legible_on_a_page():
+    sizes = [t.get_fontsize() for t in drawings.hlstm_cell().findobj(matplotlib.text.Text) if t.get_text().strip()]
+    assert min(sizes) >= 8                                         # points, on a picture 7 inches wide
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(1, 2000), st.integers(1, 2000))
+def test_the_layout_shows_the_true_shapes(inputs, hidden):
+    picture = drawn(drawings.weight_layout(inputs, hidden))
+    with torch.device("meta"):
+        layer = HLSTM(inputs, hidden, gate_layers=0)
+    assert texts(picture).count(f"${hidden} \\times {inputs}$") >= 4
+    assert f"$4H = {len(layer.weight_ih_l0)}$ rows" in texts(picture)
+
+
+def test_the_layout_has_the_rows_in_pytorch_order():
+    names = [t for t in texts(drawings.weight_layout(3, 2)) if t[-1] == "$" and t[-3:-1] in ("$i", "$f", "$g", "$o")]
+    assert [name.split()[0] for name in names] == ["input", "forget", "candidate", "output"]
+
+
+def test_the_layout_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="hidden_size 0 must be at least 1"):
+        drawings.weight_layout(3, 0)
+
+
+def test_gradients_are_drawn_as_they_are_and_zeros_left_out():
+    picture = drawn(drawings.gradient_flow({"a": [1, 1e-3, 0], "b": torch.tensor([1.0, 2.0, 3.0])}))
+    a, b = picture.axes[0].lines
+    assert picture.axes[0].get_yscale() == "log"
+    assert list(a.get_ydata()[:2]) == [1, 1e-3] and np.isnan(a.get_ydata()[2]) and list(b.get_ydata()) == [1, 2, 3]
+
+
+def test_traces_show_each_step():
+    picture = drawn(drawings.traces({"gates": {"i": [0, 1, 0], "f": [1, 1, 0]}, "state": {"c": torch.ones(3)}}))
+    assert len(picture.axes) == 2
+    assert [list(s.get_data().values) for s in picture.axes[0].patches] == [[0, 1, 0], [1, 1, 0]]
+
+
+def test_a_spread_has_its_median_and_its_range():
+    values = torch.tensor([[10.0, 20.0, 90.0], [1.0, 2.0, 3.0]])
+    ax = drawn(drawings.learning_spread([0, 10], {"a": values}, "errors (%)")).axes[0]
+    assert list(ax.lines[0].get_ydata()) == [20, 2]
+    heights = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert heights.min() == 1 and heights.max() == 90
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.lists(st.floats(0, 100), min_size=1, max_size=6), min_size=1, max_size=5))
+def test_every_seed_has_its_dot(runs):
+    networks = {f"network {k}": values for k, values in enumerate(runs)}
+    ax = drawn(drawings.seeds({"one": networks, "two": networks}, "errors (%)")).axes[0]
+    shown = sorted(y for line in ax.lines for y in line.get_ydata())
+    assert shown == sorted(2 * [v for values in runs for v in values])
+    medians = [c.get_segments()[0][0][1] for c in ax.collections]
+    assert medians == [float(np.median(values)) for values in runs for _ in range(2)]
+
+
+def test_a_network_may_be_missing_from_a_group():
+    ax = drawn(drawings.seeds({"one": {"a": [1.0], "b": [2.0]}, "two": {"b": [3.0]}}, "errors (%)")).axes[0]
+    assert sorted(float(line.get_ydata()[0]) for line in ax.lines) == [1, 2, 3]
+
+
+def test_a_timeline_keeps_order_and_length():
+    lanes = {"slow": [("x", 1.0), ("h", 2.0), ("x", 1.5)], "fast": [("x", 0.5), ("h", 2.0)]}
+    picture = drawn(drawings.timeline(lanes))
+    bars = [(p.get_y() + p.get_height() / 2, p.get_x(), p.get_width()) for p in picture.axes[0].patches]
+    assert bars == pytest.approx(np.array([(0, 0, 1), (0, 1, 2), (0, 3, 1.5), (1, 0, 0.5), (1, 0.5, 2)]))
+    assert {"4.5 ms", "2.5 ms", "time (ms)"} <= set(texts(picture))
+
+
+def test_a_timeline_of_too_many_kinds_is_refused():
+    with pytest.raises(ValueError, match="can be told apart"):
+        drawings.timeline({"a": [(str(k), 1.0) for k in range(7)]})
+
+
+def test_matplotlib_is_left_as_it_was():
+    before = dict(matplotlib.rcParams)
+    drawings.hlstm_cell()
+    assert dict(matplotlib.rcParams) == before
