@@ -70,7 +70,7 @@ def _toy(t: Toy, name: str, cell: str = "hlstm") -> Recipe:
     rules = Interlock(t.levers)
 
     def build(hidden: int, cell: str = cell) -> ToyModel:
-        return ToyModel(rules.inputs, rules.levers, cell, hidden)
+        return ToyModel(rules.inputs, rules.levers, cell, hidden, t.activation)
     hidden, rival, lr = t.hidden, name, t.lr
     with torch.device("meta"):
         dense = build(t.hidden, "hlstm")
@@ -82,7 +82,8 @@ def _toy(t: Toy, name: str, cell: str = "hlstm") -> Recipe:
         asleep = sum(p.numel() - live_count(p.shape, t.density) for p in masked)
         hidden = rivals.small_width(build, size - asleep)
     title = "LSTM of the same size, dense" if name == "lstm" else f"H-LSTM, {name}"
-    model = {"inputs": rules.inputs, "outputs": rules.levers, "cell": cell, "hidden": hidden}
+    model = {"inputs": rules.inputs, "outputs": rules.levers, "cell": cell, "hidden": hidden,
+             "activation": t.activation}
     schedule = {"rival": rival, "epochs": t.epochs, "density": t.density, "rounds": t.rounds}
     return Recipe(title, model, schedule, Settings(lr=lr, precision="fp32"),
                   {"rules": asdict(rules), "batch": t.batch, "length": t.length, "held_out": t.held_out},

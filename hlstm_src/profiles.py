@@ -35,6 +35,7 @@ class Toy:
     """Sizes of the experiments on the interlock; all of them train for the same number of epochs."""
     levers: int = 4                 # n
     hidden: int = 24                # H of the H-LSTM; the LSTM gets the width that makes it as large
+    activation: str = "tanh"        # inside the gates; learns this task better than relu does
     epochs: int = 24
     length: int = 20                # batches in an epoch
     batch: int = 64
