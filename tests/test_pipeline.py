@@ -285,7 +285,7 @@ def test_several_seeds_of_an_experiment_of_seconds_are_one_job(small):
     plan = small.ask("laptop", "--dry-run")
     seeds = graph.seeds("toy-gp", "laptop")
     assert len(seeds) >= 5 and graph.seeds("toy-gp", "smoke") == graph.seeds("ds2-lstm", "laptop") == (0,)
-    outputs = ", ".join(f"results/local/laptop/toy-gp/seed{k}.json" for k in seeds)
+    outputs = ", ".join(f"results/local/laptop/toy-gp/seed{k}.json (update)" for k in seeds)
     assert plan.count("rule run_seeds:") == plan.count("rule run:") == 1 and f"output: {outputs}" in plan
 
 
