@@ -25,8 +25,9 @@ class ConnectionMasks:
         module: any module, already on its device; its parameters stay where they are.
         include: one shell pattern or several ("rnn.*weight_*").
         density: share of live connections, in (0, 1]: one number, or one for each pattern, {"*_hh_*": 0.2, "*": 0.5},
-            of which the first that matches a name counts. Below 1 the live ones are drawn at random, such that every
-            row and every column keeps at least one: no neuron is left unconnected (paper: sparse seed).
+            of which the first that matches a name counts. Below 1 the diagonal lives, so that every row and every
+            column keeps at least one and no neuron is left unconnected; the others are drawn at random (paper: sparse
+            seed).
         generator: torch.Generator for that draw.
         allocation: "uniform": each matrix has its density; "erdos-renyi-kernel": as many connections in all, but
             each matrix as many as its dimensions sum to, times a constant, so that small ones are denser (Evci et

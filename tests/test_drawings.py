@@ -8,20 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from hlstm_src import HLSTM, drawings, figures
-
-
-def drawn(picture: figures.Picture) -> figures.Picture:
-    """Draws it, checks that nothing reaches beyond its edges, and hands it back."""
-    assert isinstance(picture, figures.Picture) and picture.alt
-    canvas = FigureCanvasAgg(picture)
-    canvas.draw()
-    box, (width, height) = picture.get_tightbbox(canvas.get_renderer()), picture.get_size_inches()
-    assert width == figures.WIDTH
-    assert box.x0 > -0.02 and box.y0 > -0.02 and box.x1 < width + 0.02 and box.y1 < height + 0.02
-    return picture
+from hlstm_src import HLSTM, drawings
+from tests.pictures import drawn
 
 
 def texts(picture) -> list[str]:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from hlstm_src import figures, scores
@@ -17,6 +16,7 @@ from hlstm_src.corpora import ALPHABET, BLANK, LABELS, SpeechCorpus
 from hlstm_src.deepspeech2 import BINS, HOP, SAMPLE_RATE, WINDOW, spectrogram
 from hlstm_src.profiles import MINI_SPEECH, ROOT
 from hlstm_src.records import RunRecord
+from tests.pictures import drawn
 
 # (phase, density, WER) by epoch, and the events between them, as a run writes them.
 SMOKE = [("grow", 0.5, 130.0), ("train", 0.6, 120.0), ("prune", 0.3, 101.0), ("final", 0.3, 100.0)]
@@ -45,17 +45,6 @@ def record(epochs, masks=True, events=True) -> RunRecord:
         "provenance": {"commit": "unknown", "dirty": False, "lock_sha256": "2" * 64, "versions": {}, "corpus": "an4",
                        "corpus_sha256": "3" * 64, "cpu": "A CPU", "gpu": None, "cores": 2, "threads": 1,
                        "started": when, "ended": when, "seconds": 9.0, "command": "run"}})
-
-
-def drawn(picture: figures.Picture) -> figures.Picture:
-    """Draws it, checks that nothing reaches beyond its edges, and hands it back."""
-    assert isinstance(picture, figures.Picture) and picture.alt
-    canvas = FigureCanvasAgg(picture)
-    canvas.draw()
-    box, (width, height) = picture.get_tightbbox(canvas.get_renderer()), picture.get_size_inches()
-    assert width == figures.WIDTH
-    assert box.x0 > -0.02 and box.y0 > -0.02 and box.x1 < width + 0.02 and box.y1 < height + 0.02
-    return picture
 
 
 def texts(picture) -> str:
