@@ -35,8 +35,7 @@ def product(weight: Tensor, groups: int, rows: int, calls: int, bias: Tensor | N
     """A function x (rows, groups*K) -> (rows, R) for weight (R, K) in `groups` blocks of rows: block k of x times the
     transpose of block k, plus bias (R). It expects to be called about `calls` times."""
     R, K = weight.shape
-    if (weight.numel() >= PACK_FROM[0] and calls >= PACK_FROM[1] and weight.device.type == "cpu"
-            and weight.dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available()):
+    if weight.numel() >= PACK_FROM[0] and calls >= PACK_FROM[1] and _can_pack(weight):
         if groups == 1:
             packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
             return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
@@ -59,6 +58,17 @@ def product(weight: Tensor, groups: int, rows: int, calls: int, bias: Tensor | N
         y = torch.bmm(x.view(rows, groups, K).transpose(0, 1), blocks).transpose(0, 1).reshape(rows, R)
         return y if bias is None else y + bias
     return multiply
+
+
+def _can_pack(weight: Tensor) -> bool:
+    """Whether this build and this CPU have packed products for the weight; the operators are not PyTorch's public ones,
+    and bfloat16 takes an instruction set that older CPUs lack."""
+    ops = ("_reorder_linear_weight", "_linear_pointwise", "_reorder_convolution_weight", "_convolution_pointwise",
+           "_is_mkldnn_bf16_supported")
+    return (weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+            and all(hasattr(torch.ops.mkldnn, op) for op in ops)
+            and (weight.dtype == torch.float32
+                 or weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
 def back(weight: Tensor, groups: int, rows: int, calls: int) -> Callable:

@@ -233,6 +233,15 @@ def test_only_the_last_state_may_be_asked_for():
           torch.autograd.grad(cn.sum(), wanted, materialize_grads=True), 1e-11)
 
 
+def test_without_packed_operators_products_are_the_plain_ones(monkeypatch):
+    weight, x = torch.randn(6, 4), torch.randn(5, 8)
+    monkeypatch.setattr(scan, "PACK_FROM", (0, 0))
+    with_them = scan.product(weight, 2, 5, 9)(x)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_convolution_weight", None)         # calling it would fail
+    close([scan.product(weight, 2, 5, 9)(x)], [with_them], 1e-6)
+
+
 def test_packed_weights_change_nothing(monkeypatch):
     """From a certain size on, products in float32 and bfloat16 run on packed weights."""
     for packed, k in itertools.product((True, False), range(0, len(HIDDEN), 5)):
