@@ -3,7 +3,7 @@
 #     make lock
 set -euo pipefail
 torch=2.13.0
-extras="book data scores compact dev"
+extras="book data scores compact bench dev"
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source book/tools/python.sh
 
