@@ -159,8 +159,8 @@ class HLSTM(nn.Module):
                 k = torch.arange(max(p.shape))
                 p[k % p.shape[0], k % p.shape[1]] += 1             # the diagonal, wrapped: the identity in each gate
 
-    def weights(self, k: int, reverse: bool = False) -> CellWeights:
-        """The weights of layer k in one direction, as `step` takes them."""
+    def weights(self, k: int, reverse: bool = False, whole: bool = False) -> CellWeights:
+        """The weights of layer k in one direction, as `step` takes them; `whole`: equal blocks as one matrix."""
         def get(name: str):
             return getattr(self, f"{name}_l{k}" + ("_reverse" if reverse else ""), None)
         bias = get("bias_ih")
@@ -169,7 +169,7 @@ class HLSTM(nn.Module):
         gates = []
         for j in range(1, self.gate_layers + 1):
             blocks = ([get(f"weight_gate{j}_{gate}") for gate in "ifgo"] if self.uneven
-                      else get(f"weight_gate{j}").chunk(len(self.widths)))
+                      else get(f"weight_gate{j}").chunk(1 if whole else len(self.widths)))
             gates.append((blocks, get(f"bias_gate{j}")))
         return CellWeights(get("weight_ih"), get("weight_hh"), bias, gates)
 
@@ -222,7 +222,7 @@ class HLSTM(nn.Module):
     def _layer(self, k: int, x: Tensor, h: Tensor, c: Tensor, lengths: Tensor | None, with_state: bool):
         """One layer: x (T, B, I), h and c (D, B, H) -> merged output, h_n and c_n (D, B, H)."""
         xs = [x, flip(x, lengths)] if self.bidirectional else [x]
-        weights = [self.weights(k, reverse) for reverse in (False, True)[:self.directions]]
+        weights = [self.weights(k, reverse, whole=True) for reverse in (False, True)[:self.directions]]
         scan = self._plain if self.gate_layers == 0 else self._hidden
         hs, cn = scan(k, xs, h, c, weights, lengths, with_state)   # hs: per direction (T, B, H); cn (D, B, H)
         if lengths is None:
@@ -238,19 +238,19 @@ class HLSTM(nn.Module):
     def _hidden(self, k, xs, h, c, weights, lengths, with_state):
         D = self.directions
         weights = [_even(w, self.widths) for w in weights] if self.uneven else weights
-        inputs = torch.cat([F.linear(x, w.ih, w.bias) for x, w in zip(xs, weights)], dim=2)      # (T, B, D*S*G)
-        low = inputs.dtype                                         # bfloat16 under autocast; the products follow
 
-        def join(tensors):                                         # both directions' rows in one tensor
-            return torch.cat(list(tensors)).to(low)
-        mats, biases = [], []
-        for layers in zip(*(w.gates for w in weights)):            # the same layer of all directions
-            mats.append(join(block for blocks, _ in layers for block in blocks))
-            biases += [join(bias for _, bias in layers)] if self.bias else []
-        noise = self.noise(inputs.shape, inputs) if self.training and self.gate_dropout else []
+        def join(tensors, dim=0):                                  # both directions' rows in one tensor
+            tensors = list(tensors)
+            return torch.cat(tensors, dim) if len(tensors) > 1 else tensors[0]
+        layers = list(zip(*(w.gates for w in weights)))            # the same layer of all directions
+        mats = [join(getattr(w, name) for w in weights) for name in ("ih", "hh")]
+        mats += [join(block for blocks, _ in layer for block in blocks) for layer in layers]
+        biases = [join(w.bias for w in weights), *(join(b for _, b in layer) for layer in layers)] if self.bias else []
+        x, probe = join(xs, 2), F.linear(xs[0][:1, :1], mats[0][:1])
+        noise = self.noise((*x.shape[:2], len(mats[0])), probe) if self.training and self.gate_dropout else []
         h, c = (s.transpose(0, 1).flatten(1) for s in (h, c))      # (B, D*H)
-        hs, cs, *_ = scan(inputs, h, c, join(w.hh for w in weights), mats, biases,
-                          [n.expand_as(inputs) for n in noise], D * len(self.widths), self.activation)
+        hs, cs, *_ = scan(x, h, c, mats, biases, [n.expand(*x.shape[:2], -1) for n in noise], D * len(self.widths),
+                          self.activation, probe.dtype)            # bfloat16 under autocast
         hs, cs = hs.chunk(D, dim=2), cs.chunk(D, dim=2)            # a direction each
         return hs, torch.stack([s[-1] if lengths is None else _at_end(s, lengths) for s in cs])
 

@@ -194,6 +194,7 @@ HIDDEN += [dict(gate_layers=1, gate_width=(2, 5, 3, 1)),
 @pytest.mark.parametrize("padded", [False, True])
 def test_the_fast_layer_is_the_readable_definition(options, gate_dropout, padded, monkeypatch):
     layer = HLSTM(*SIZES, gate_dropout=gate_dropout, **options).double()
+    monkeypatch.setattr(scan, "STRETCH", (STEPS * BATCH if padded else 4 * BATCH - 1, 0))     # 6 steps, or 2 and then 4
     x, h, c = inputs(layer)
     noises = []
     if gate_dropout:                                                   # the layer's own draws, written down
@@ -275,11 +276,13 @@ def test_products_are_block_by_block(monkeypatch, packed, dtype, within, groups,
 
 
 def test_the_operator_keeps_the_rules_of_custom_operators():
-    T, B, D, H, G = 4, 2, 2, 3, 5
+    T, B, D, I, H, G = 4, 2, 2, 4, 3, 5                                # noqa: E741
     def random(*shape):                                                # noqa: E306
         return torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    args = (random(T, B, D * 4 * G), random(B, D * H), random(B, D * H), random(D * 4 * G, H),
-            [random(D * 4 * G, G), random(D * 4 * H, G)], [random(D * 4 * G), random(D * 4 * H)], [], 4 * D, "tanh")
+    N = D * 4 * G
+    args = (random(T, B, D * I), random(B, D * H), random(B, D * H),
+            [random(N, I), random(N, H), random(N, G), random(D * 4 * H, G)], [random(N), random(N), random(D * 4 * H)],
+            [], 4 * D, "tanh", torch.float64)
     torch.library.opcheck(scan.scan, args)
 
 
