@@ -169,7 +169,7 @@ class HLSTM(nn.Module):
         gates = []
         for j in range(1, self.gate_layers + 1):
             blocks = ([get(f"weight_gate{j}_{gate}") for gate in "ifgo"] if self.uneven
-                      else get(f"weight_gate{j}").chunk(1 if whole else len(self.widths)))
+                      else [get(f"weight_gate{j}")] if whole else get(f"weight_gate{j}").chunk(len(self.widths)))
             gates.append((blocks, get(f"bias_gate{j}")))
         return CellWeights(get("weight_ih"), get("weight_hh"), bias, gates)
 
@@ -251,7 +251,7 @@ class HLSTM(nn.Module):
         h, c = (s.transpose(0, 1).flatten(1) for s in (h, c))      # (B, D*H)
         hs, cs, *_ = scan(x, h, c, mats, biases, [n.expand(*x.shape[:2], -1) for n in noise], D * len(self.widths),
                           self.activation, probe.dtype)            # bfloat16 under autocast
-        hs, cs = hs.chunk(D, dim=2), cs.chunk(D, dim=2)            # a direction each
+        hs, cs = (s.chunk(D, dim=2) if D > 1 else [s] for s in (hs, cs))           # a direction each
         return hs, torch.stack([s[-1] if lengths is None else _at_end(s, lengths) for s in cs])
 
     def noise(self, shape, like: Tensor) -> list[Tensor]:

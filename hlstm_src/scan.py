@@ -3,10 +3,10 @@
 It computes what `unroll` in lstm.py says, for both directions at once. What makes it fast:
 - All gates and directions of a step are one product with a block-diagonal matrix (`product`), whose weights the matrix
   library packs once for all steps, not anew at each.
-- What waits for no other step is done for many at once: the projections of x for all, the gradients of weights and x
-  for a stretch of steps.
+- What waits for no other step is done for a stretch of steps at once: the projections of x, the gradients of weights
+  and x.
 - Little memory is touched, since fresh memory costs more time than element-wise work: kept for the way back are states,
-  gates and hidden layers, from which slopes follow; the gradients of a stretch lie where those of the last one lay.
+  gates and hidden layers, from which slopes follow; the rest of a stretch lies where that of the last one lay.
 
 Sizes: T steps, B batch, I input, H hidden, G gate width, D directions, N = D*S stacks of hidden layers (S = 4: one for
 each gate, S = 1: shared). Everything lies as (T, B, channels): channels of h and c by direction (D*H), of hidden layers
@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PACK_FROM = 2 ** 18, 8      # entries of a matrix and products with it from which on packing pays
-STRETCH = 256, 1024         # rows of a weight gradient's product, at least: full precision, and less than that
+PACK_FROM = 2 ** 18, 4      # entries of a matrix and products with it from which on packing pays
+STRETCH = 192, 1024         # rows (steps * B) of a stretch, at least: in float32 and float64, and in less
 
 aten = torch.ops.aten
 
@@ -36,7 +36,7 @@ GRADIENTS = {"relu": lambda d, a, out: aten.threshold_backward.grad_input(d, a, 
 
 def product(weight: Tensor, groups: int, rows: int, calls: int, bias: Tensor | None = None) -> Callable:
     """A function x (rows, groups*K) -> (rows, R) for weight (R, K) in `groups` blocks of rows: block k of x times the
-    transpose of block k, plus bias (R). It expects to be called about `calls` times."""
+    transpose of block k, plus bias (R). It expects to be called about `calls` times with about so many rows."""
     R, K = weight.shape
     if weight.numel() >= PACK_FROM[0] and calls >= PACK_FROM[1] and _can_pack(weight):
         if groups == 1:
@@ -49,16 +49,16 @@ def product(weight: Tensor, groups: int, rows: int, calls: int, bias: Tensor | N
             weight[..., None, None].contiguous(memory_format=torch.channels_last), *how, [1, groups * K, 1, rows])
 
         def convolve(x):
-            image = x.view(1, 1, rows, groups * K).permute(0, 3, 1, 2)
+            image = x.view(1, 1, -1, groups * K).permute(0, 3, 1, 2)
             y = torch.ops.mkldnn._convolution_pointwise(image, packed, bias, *how, "none", [], "")
-            return y.permute(0, 2, 3, 1).reshape(rows, R)
+            return y.permute(0, 2, 3, 1).reshape(-1, R)
         return convolve
     if groups == 1:
         return lambda x: F.linear(x, weight, bias)
     blocks = weight.view(groups, -1, K).mT.contiguous()            # (groups, K, R/groups)
 
     def multiply(x):
-        y = torch.bmm(x.view(rows, groups, K).transpose(0, 1), blocks).transpose(0, 1).reshape(rows, R)
+        y = torch.bmm(x.view(-1, groups, K).transpose(0, 1), blocks).transpose(0, 1).reshape(-1, R)
         return y if bias is None else y + bias
     return multiply
 
@@ -108,13 +108,14 @@ def scan(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], biases: list[Te
     hs, cs, gates, hidden = results[0].unbind(0), *_by_step(*results[1:], B, D, H)
     ih, hh, *behind = (w.to(low) for w in weights)
     first, *others = (b.to(low) for b in biases) if biases else [None] * len(weights)
-    for w, own, z in zip(ih.chunk(D), *(s.flatten(0, 1).chunk(D, 1) for s in (x.to(low), results[3][0]))):
-        torch.mm(own, w.mT, out=z)                                 # x projected, where the first hidden layer will be
-    recur = product(hh, D, B, T, first)
+    steps = _stretch(T, B, low)
+    project, recur = product(ih, D, steps * B, T // steps, first), product(hh, D, B, T)
     layers = [product(w, stacks, B, T, bias) for w, bias in zip(behind, others)]
     c = c.view(B, D, H)
     for t, now in enumerate(gates):
-        z = hidden[0][t].add_(recur(h.to(low)))
+        if t % steps == 0:
+            projected = project(x[t:t + steps].to(low).flatten(0, 1)).view(-1, B, len(ih)).unbind(0)
+        z = torch.add(recur(h.to(low)), projected[t % steps], out=hidden[0][t])
         for j, layer in enumerate(layers):
             a = IN_PLACE[activation](hidden[j][t].copy_(z) if j else z)
             z = layer(a * noise[j][t] if noise else a)
@@ -136,6 +137,11 @@ def _results(x, h, c, weights, biases, noise, stacks, activation, low):
     return hs, cs, gates, x.new_empty(len(weights) - 2, T, B, len(weights[0]), dtype=low)
 
 
+def _stretch(T: int, B: int, low: torch.dtype) -> int:
+    """Steps in a stretch."""
+    return min(T, -(-STRETCH[low.itemsize < 4] // B))
+
+
 def _by_step(cs, gates, hidden, B, D, H):
     """Lists of what belongs to a step: c (B, D, H), gates (B, D, 4, H), and by layer the hidden layers (B, N*G)."""
     return cs.view(-1, B, D, H).unbind(0), gates.view(-1, B, D, 4, H).unbind(0), [a.unbind(0) for a in hidden]
@@ -150,10 +156,11 @@ def scan_backward(dhs: Tensor | None, dcs: Tensor | None, x: Tensor, h: Tensor, 
     first h and c, of the weights and of the biases."""
     (T, B, _), H, low = x.shape, weights[1].shape[1], hidden.dtype
     D = h.shape[1] // H
-    results = dx, dh, dc, dweights, dbiases = _totals(dhs, dcs, x, h, c, weights, biases, with_dx)
     ih, hh, *behind = (w.to(low) for w in weights)
     recur, layers = back(hh, D, B, T), [back(w, stacks, B, T) for w in behind]
-    steps = min(T, -(-STRETCH[low.itemsize < 4] // B))
+    steps = _stretch(T, B, low)
+    unproject = back(ih, D, steps * B, 1)                          # not packed: it would not fit in the memory saved
+    results = dx, dh, dc, dweights, dbiases = _totals(dhs, dcs, x, h, c, weights, biases, with_dx)
     ds = [hidden.new_empty(steps, B, len(w)) for w in weights[1:]]          # of a stretch: hidden layers, and gates
     dhidden, dgates = [d.unbind(0) for d in ds[:-1]], ds[-1].view(steps, B, D, 4, H).unbind(0)
     values = c.new_empty(B, D, 4, H)                               # gradients behind the gates' activations
@@ -191,8 +198,7 @@ def scan_backward(dhs: Tensor | None, dcs: Tensor | None, x: Tensor, h: Tensor, 
         for total, d in zip(dbiases, done):
             total += d.sum((0, 1))
         if with_dx:
-            for w, rows, out in zip(ih.chunk(D), done[0].chunk(D, 2), dx[here].chunk(D, 2)):
-                out.copy_(rows @ w)
+            dx[here] = unproject(done[0].flatten(0, 1)).view(len(span), B, -1)
     return results
 
 
