@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from .scan import scan
+from .scan import alive, at_end, flip, scan
 
 ACTIVATIONS = {"relu": F.relu, "leaky_relu": F.leaky_relu, "tanh": torch.tanh, "elu": F.elu}
 
@@ -61,15 +61,6 @@ def unroll(x: Tensor, h: Tensor, c: Tensor, w: CellWeights, activation: str = "r
         hs.append(h)
         cs.append(c)
     return torch.stack(hs), torch.stack(cs)
-
-
-def flip(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """Reverses x (T, B, ...) in time, each sequence within its own length; padding stays where it is."""
-    if lengths is None:
-        return x.flip(0)
-    t = torch.arange(len(x), device=x.device)[:, None]
-    index = torch.where(t < lengths, lengths - 1 - t, t)           # (T, B)
-    return x.gather(0, index.view(*index.shape, *[1] * (x.dim() - 2)).expand_as(x))
 
 
 class HLSTM(nn.Module):
@@ -201,16 +192,15 @@ class HLSTM(nn.Module):
             if (lengths.shape != x.shape[1:2] or lengths.is_floating_point()
                     or not (1 <= lengths.min() and lengths.max() <= len(x))):
                 raise ValueError(f"lengths must be {x.shape[1]} whole numbers from 1 to {len(x)}")
-            x = x.masked_fill(~_alive(x, lengths), 0)              # whatever stands in the padding, even NaN
-        hn, cn = [], []
+            x = x.masked_fill(~alive(x, lengths), 0)              # whatever stands in the padding, even NaN
+        ends = []
         for k in range(self.num_layers):
             span = slice(k * self.directions, (k + 1) * self.directions)
-            x, h, c = self._layer(k, x, h0[span], c0[span], lengths, with_state)
-            hn.append(h)
-            cn.append(c)
+            x, *end = self._layer(k, x, h0[span], c0[span], lengths, with_state)
+            ends.append(end)
             if k < self.num_layers - 1:
                 x = F.dropout(x, self.dropout, self.training)
-        hn, cn = torch.cat(hn), torch.cat(cn)
+        hn, cn = (torch.cat(s) for s in zip(*ends))
         if packed is not None:
             x = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=packed.sorted_indices is None)
         elif input.dim() == 2:
@@ -225,11 +215,9 @@ class HLSTM(nn.Module):
         weights = [self.weights(k, reverse, whole=True) for reverse in (False, True)[:self.directions]]
         scan = self._plain if self.gate_layers == 0 else self._hidden
         hs, cn = scan(k, xs, h, c, weights, lengths, with_state)   # hs: per direction (T, B, H); cn (D, B, H)
-        if lengths is None:
-            hn = torch.stack([s[-1] for s in hs])
-        else:
-            hn = torch.stack([_at_end(s, lengths) for s in hs])
-            hs = [s * _alive(s, lengths) for s in hs]
+        hn = torch.stack([at_end(s, lengths) for s in hs])
+        if lengths is not None:
+            hs = [s * alive(s, lengths) for s in hs]
         if self.bidirectional:
             hs = [hs[0], flip(hs[1], lengths)]
             return (hs[0] + hs[1] if self.merge == "sum" else torch.cat(hs, dim=2)), hn, cn
@@ -252,7 +240,7 @@ class HLSTM(nn.Module):
         hs, cs, *_ = scan(x, h, c, mats, biases, [n.expand(*x.shape[:2], -1) for n in noise], D * len(self.widths),
                           self.activation, probe.dtype)            # bfloat16 under autocast
         hs, cs = (s.chunk(D, dim=2) if D > 1 else [s] for s in (hs, cs))           # a direction each
-        return hs, torch.stack([s[-1] if lengths is None else _at_end(s, lengths) for s in cs])
+        return hs, torch.stack([at_end(s, lengths) for s in cs])
 
     def noise(self, shape, like: Tensor) -> list[Tensor]:
         """Dropout factors for each hidden layer, 0 or 1 / (1 - gate_dropout): of shape (T, B, units), or (1, B, units)
@@ -331,16 +319,6 @@ def _like(module: nn.Module, other: nn.Module) -> nn.Module:
     """Takes over the weights, their type and device, and the mode of a module with the same parameters."""
     module.to(next(other.parameters())).load_state_dict(other.state_dict())
     return module.train(other.training)
-
-
-def _alive(x: Tensor, lengths: Tensor) -> Tensor:
-    """x (T, B, ...) -> (T, B, 1), True within each sequence."""
-    return (torch.arange(len(x), device=x.device)[:, None] < lengths)[..., None]
-
-
-def _at_end(s: Tensor, lengths: Tensor) -> Tensor:
-    """s (T, B, H) -> (B, H) at each sequence's last step."""
-    return s[lengths - 1, torch.arange(s.shape[1], device=s.device)]
 
 
 class HLSTMCell(nn.Module):
