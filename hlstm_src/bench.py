@@ -5,8 +5,11 @@ A noisy neighbour slows every contestant of a round alike, so the ratio of two m
 
 import itertools
 import json
+import os
+import shutil
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from functools import partial
@@ -97,6 +100,7 @@ def peak_bytes(run: Callable[[], object]) -> int:
 
     It counts what PyTorch allocates; the matrix library's own room, such as for packed weights, it does not see.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")                # the profiler would tell when it starts and stops
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         run()
     events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -130,12 +134,21 @@ def train_step(model: nn.Module, x: torch.Tensor, low: bool = False) -> None:
     (y[0] if isinstance(y, tuple) else y).float().sum().backward()
 
 
+def has_compiler() -> bool:
+    """Whether there is the C++ compiler that `torch.compile` calls."""
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
+
+
 def layer(shapes=SHAPES, n_threads: Iterable[int] = (1, 2), rounds: int = 5, compiled: bool = False):
     """Forward and backward of one H-LSTM layer as wide as its input, one gate layer of that width, and its rivals.
 
     Returns rows of times, multiply-accumulates by engine and case, and peak bytes by engine and case. `compiled` adds
-    `torch.compile` of the readable step, which takes a C++ compiler and a minute of compilation a case.
+    `torch.compile` of the readable step, which takes a C++ compiler and some compilation; without one it warns.
     """
+    if compiled and not has_compiler():
+        warnings.warn("no C++ compiler, so no compiled step: install g++, or name another in the variable CXX",
+                      stacklevel=2)
+        compiled = False
     rows, work, memory = [], {}, {}
     for n, (T, B, H), low, D in itertools.product(n_threads, shapes, (False, True), (1, 2)):
         if D == 2 and (T, B, H) != shapes[0]:                      # both directions at one shape only
@@ -145,6 +158,7 @@ def layer(shapes=SHAPES, n_threads: Iterable[int] = (1, 2), rounds: int = 5, com
         ours = HLSTM(H, H, bidirectional=D == 2)
         models = {"nn.LSTM": nn.LSTM(H, H, bidirectional=D == 2), "HLSTM": ours, "per step": PerStep(ours)}
         if compiled:
+            torch.compiler.reset()                                 # only so many shapes of a function are compiled
             models["compiled step"] = PerStep(ours, torch.compile(step, dynamic=False))
         runs = {name: partial(train_step, model, x, low) for name, model in models.items()}
         with threads(n):

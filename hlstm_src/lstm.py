@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from .scan import scan
+from .scan import alive, at_end, flip, scan
 
 ACTIVATIONS = {"relu": F.relu, "leaky_relu": F.leaky_relu, "tanh": torch.tanh, "elu": F.elu}
 
@@ -61,15 +61,6 @@ def unroll(x: Tensor, h: Tensor, c: Tensor, w: CellWeights, activation: str = "r
         hs.append(h)
         cs.append(c)
     return torch.stack(hs), torch.stack(cs)
-
-
-def flip(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """Reverses x (T, B, ...) in time, each sequence within its own length; padding stays where it is."""
-    if lengths is None:
-        return x.flip(0)
-    t = torch.arange(len(x), device=x.device)[:, None]
-    index = torch.where(t < lengths, lengths - 1 - t, t)           # (T, B)
-    return x.gather(0, index.view(*index.shape, *[1] * (x.dim() - 2)).expand_as(x))
 
 
 class HLSTM(nn.Module):
@@ -159,8 +150,8 @@ class HLSTM(nn.Module):
                 k = torch.arange(max(p.shape))
                 p[k % p.shape[0], k % p.shape[1]] += 1             # the diagonal, wrapped: the identity in each gate
 
-    def weights(self, k: int, reverse: bool = False) -> CellWeights:
-        """The weights of layer k in one direction, as `step` takes them."""
+    def weights(self, k: int, reverse: bool = False, whole: bool = False) -> CellWeights:
+        """The weights of layer k in one direction, as `step` takes them; `whole`: equal blocks as one matrix."""
         def get(name: str):
             return getattr(self, f"{name}_l{k}" + ("_reverse" if reverse else ""), None)
         bias = get("bias_ih")
@@ -169,7 +160,7 @@ class HLSTM(nn.Module):
         gates = []
         for j in range(1, self.gate_layers + 1):
             blocks = ([get(f"weight_gate{j}_{gate}") for gate in "ifgo"] if self.uneven
-                      else get(f"weight_gate{j}").chunk(len(self.widths)))
+                      else [get(f"weight_gate{j}")] if whole else get(f"weight_gate{j}").chunk(len(self.widths)))
             gates.append((blocks, get(f"bias_gate{j}")))
         return CellWeights(get("weight_ih"), get("weight_hh"), bias, gates)
 
@@ -201,16 +192,15 @@ class HLSTM(nn.Module):
             if (lengths.shape != x.shape[1:2] or lengths.is_floating_point()
                     or not (1 <= lengths.min() and lengths.max() <= len(x))):
                 raise ValueError(f"lengths must be {x.shape[1]} whole numbers from 1 to {len(x)}")
-            x = x.masked_fill(~_alive(x, lengths), 0)              # whatever stands in the padding, even NaN
-        hn, cn = [], []
+            x = x.masked_fill(~alive(x, lengths), 0)              # whatever stands in the padding, even NaN
+        ends = []
         for k in range(self.num_layers):
             span = slice(k * self.directions, (k + 1) * self.directions)
-            x, h, c = self._layer(k, x, h0[span], c0[span], lengths, with_state)
-            hn.append(h)
-            cn.append(c)
+            x, *end = self._layer(k, x, h0[span], c0[span], lengths, with_state)
+            ends.append(end)
             if k < self.num_layers - 1:
                 x = F.dropout(x, self.dropout, self.training)
-        hn, cn = torch.cat(hn), torch.cat(cn)
+        hn, cn = (torch.cat(s) for s in zip(*ends))
         if packed is not None:
             x = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=packed.sorted_indices is None)
         elif input.dim() == 2:
@@ -222,14 +212,12 @@ class HLSTM(nn.Module):
     def _layer(self, k: int, x: Tensor, h: Tensor, c: Tensor, lengths: Tensor | None, with_state: bool):
         """One layer: x (T, B, I), h and c (D, B, H) -> merged output, h_n and c_n (D, B, H)."""
         xs = [x, flip(x, lengths)] if self.bidirectional else [x]
-        weights = [self.weights(k, reverse) for reverse in (False, True)[:self.directions]]
+        weights = [self.weights(k, reverse, whole=True) for reverse in (False, True)[:self.directions]]
         scan = self._plain if self.gate_layers == 0 else self._hidden
         hs, cn = scan(k, xs, h, c, weights, lengths, with_state)   # hs: per direction (T, B, H); cn (D, B, H)
-        if lengths is None:
-            hn = torch.stack([s[-1] for s in hs])
-        else:
-            hn = torch.stack([_at_end(s, lengths) for s in hs])
-            hs = [s * _alive(s, lengths) for s in hs]
+        hn = torch.stack([at_end(s, lengths) for s in hs])
+        if lengths is not None:
+            hs = [s * alive(s, lengths) for s in hs]
         if self.bidirectional:
             hs = [hs[0], flip(hs[1], lengths)]
             return (hs[0] + hs[1] if self.merge == "sum" else torch.cat(hs, dim=2)), hn, cn
@@ -238,21 +226,21 @@ class HLSTM(nn.Module):
     def _hidden(self, k, xs, h, c, weights, lengths, with_state):
         D = self.directions
         weights = [_even(w, self.widths) for w in weights] if self.uneven else weights
-        inputs = torch.cat([F.linear(x, w.ih, w.bias) for x, w in zip(xs, weights)], dim=2)      # (T, B, D*S*G)
-        low = inputs.dtype                                         # bfloat16 under autocast; the products follow
 
-        def join(tensors):                                         # both directions' rows in one tensor
-            return torch.cat(list(tensors)).to(low)
-        mats, biases = [], []
-        for layers in zip(*(w.gates for w in weights)):            # the same layer of all directions
-            mats.append(join(block for blocks, _ in layers for block in blocks))
-            biases += [join(bias for _, bias in layers)] if self.bias else []
-        noise = self.noise(inputs.shape, inputs) if self.training and self.gate_dropout else []
+        def join(tensors, dim=0):                                  # both directions' rows in one tensor
+            tensors = list(tensors)
+            return torch.cat(tensors, dim) if len(tensors) > 1 else tensors[0]
+        layers = list(zip(*(w.gates for w in weights)))            # the same layer of all directions
+        mats = [join(getattr(w, name) for w in weights) for name in ("ih", "hh")]
+        mats += [join(block for blocks, _ in layer for block in blocks) for layer in layers]
+        biases = [join(w.bias for w in weights), *(join(b for _, b in layer) for layer in layers)] if self.bias else []
+        x, probe = join(xs, 2), F.linear(xs[0][:1, :1], mats[0][:1])
+        noise = self.noise((*x.shape[:2], len(mats[0])), probe) if self.training and self.gate_dropout else []
         h, c = (s.transpose(0, 1).flatten(1) for s in (h, c))      # (B, D*H)
-        hs, cs, *_ = scan(inputs, h, c, join(w.hh for w in weights), mats, biases,
-                          [n.expand_as(inputs) for n in noise], D * len(self.widths), self.activation)
-        hs, cs = hs.chunk(D, dim=2), cs.chunk(D, dim=2)            # a direction each
-        return hs, torch.stack([s[-1] if lengths is None else _at_end(s, lengths) for s in cs])
+        hs, cs, *_ = scan(x, h, c, mats, biases, [n.expand(*x.shape[:2], -1) for n in noise], D * len(self.widths),
+                          self.activation, probe.dtype)            # bfloat16 under autocast
+        hs, cs = (s.chunk(D, dim=2) if D > 1 else [s] for s in (hs, cs))           # a direction each
+        return hs, torch.stack([at_end(s, lengths) for s in cs])
 
     def noise(self, shape, like: Tensor) -> list[Tensor]:
         """Dropout factors for each hidden layer, 0 or 1 / (1 - gate_dropout): of shape (T, B, units), or (1, B, units)
@@ -331,16 +319,6 @@ def _like(module: nn.Module, other: nn.Module) -> nn.Module:
     """Takes over the weights, their type and device, and the mode of a module with the same parameters."""
     module.to(next(other.parameters())).load_state_dict(other.state_dict())
     return module.train(other.training)
-
-
-def _alive(x: Tensor, lengths: Tensor) -> Tensor:
-    """x (T, B, ...) -> (T, B, 1), True within each sequence."""
-    return (torch.arange(len(x), device=x.device)[:, None] < lengths)[..., None]
-
-
-def _at_end(s: Tensor, lengths: Tensor) -> Tensor:
-    """s (T, B, H) -> (B, H) at each sequence's last step."""
-    return s[lengths - 1, torch.arange(s.shape[1], device=s.device)]
 
 
 class HLSTMCell(nn.Module):

@@ -3,8 +3,10 @@
 It computes what `unroll` in lstm.py says, for both directions at once. What makes it fast:
 - All gates and directions of a step are one product with a block-diagonal matrix (`product`), whose weights the matrix
   library packs once for all steps, not anew at each.
-- The way back makes one product a step for each matrix; each weight gradient is one large product over all steps.
-- Kept for the way back: states, gates and hidden layers. Slopes are computed from these values.
+- What waits for no other step is done for a stretch of steps at once: the projections of x, the gradients of weights
+  and x.
+- Little memory is touched, since fresh memory costs more time than element-wise work: kept for the way back are states,
+  gates and hidden layers, from which slopes follow; the rest of a stretch lies where that of the last one lay.
 
 Sizes: T steps, B batch, I input, H hidden, G gate width, D directions, N = D*S stacks of hidden layers (S = 4: one for
 each gate, S = 1: shared). Everything lies as (T, B, channels): channels of h and c by direction (D*H), of hidden layers
@@ -19,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PACK_FROM = 2 ** 18, 8      # entries of a matrix and products with it from which on packing pays
+PACK_FROM = 2 ** 18, 4      # entries of a matrix and products with it from which on packing pays
+STRETCH = 192, 1024         # rows (steps * B) of a stretch, at least: in float32 and float64, and in less
 
 aten = torch.ops.aten
 
@@ -33,7 +36,7 @@ GRADIENTS = {"relu": lambda d, a, out: aten.threshold_backward.grad_input(d, a, 
 
 def product(weight: Tensor, groups: int, rows: int, calls: int, bias: Tensor | None = None) -> Callable:
     """A function x (rows, groups*K) -> (rows, R) for weight (R, K) in `groups` blocks of rows: block k of x times the
-    transpose of block k, plus bias (R). It expects to be called about `calls` times."""
+    transpose of block k, plus bias (R). It expects to be called about `calls` times with about so many rows."""
     R, K = weight.shape
     if weight.numel() >= PACK_FROM[0] and calls >= PACK_FROM[1] and _can_pack(weight):
         if groups == 1:
@@ -46,16 +49,16 @@ def product(weight: Tensor, groups: int, rows: int, calls: int, bias: Tensor | N
             weight[..., None, None].contiguous(memory_format=torch.channels_last), *how, [1, groups * K, 1, rows])
 
         def convolve(x):
-            image = x.view(1, 1, rows, groups * K).permute(0, 3, 1, 2)
+            image = x.view(1, 1, -1, groups * K).permute(0, 3, 1, 2)
             y = torch.ops.mkldnn._convolution_pointwise(image, packed, bias, *how, "none", [], "")
-            return y.permute(0, 2, 3, 1).reshape(rows, R)
+            return y.permute(0, 2, 3, 1).reshape(-1, R)
         return convolve
     if groups == 1:
         return lambda x: F.linear(x, weight, bias)
     blocks = weight.view(groups, -1, K).mT.contiguous()            # (groups, K, R/groups)
 
     def multiply(x):
-        y = torch.bmm(x.view(rows, groups, K).transpose(0, 1), blocks).transpose(0, 1).reshape(rows, R)
+        y = torch.bmm(x.view(-1, groups, K).transpose(0, 1), blocks).transpose(0, 1).reshape(-1, R)
         return y if bias is None else y + bias
     return multiply
 
@@ -77,35 +80,44 @@ def back(weight: Tensor, groups: int, rows: int, calls: int) -> Callable:
     return product(weight.view(groups, R // groups, K).mT.reshape(groups * K, R // groups), groups, rows, calls)
 
 
-def outer(d: Tensor, a: Tensor, groups: int) -> Tensor:
-    """d (T, B, R), a (T, B, groups*K) -> (R, K): the gradient of `product`'s weight, summed over steps and batch."""
-    blocks = zip(d.flatten(0, 1).chunk(groups, 1), a.flatten(0, 1).chunk(groups, 1))
-    return torch.cat([rows.mT @ columns for rows, columns in blocks])
+def add_outer(total: Tensor, d: Tensor, a: Tensor, groups: int) -> None:
+    """Adds to total (R, K) the gradient of `product`'s weight: d (T, B, R) by a (T, B, groups*K), over T and B."""
+    for out, rows, columns in zip(total.chunk(groups), *(s.flatten(0, 1).chunk(groups, 1) for s in (d, a.to(d.dtype)))):
+        if out.dtype == d.dtype:
+            out.addmm_(rows.mT, columns)
+        else:
+            out += rows.mT @ columns
 
 
 @torch.library.custom_op("hlstm::scan", mutates_args=())
-def scan(inputs: Tensor, h: Tensor, c: Tensor, hh: Tensor, weights: list[Tensor], biases: list[Tensor],
-         noise: list[Tensor], stacks: int, activation: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The steps of an H-LSTM layer from the projections of its input on.
+def scan(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], biases: list[Tensor], noise: list[Tensor],
+         stacks: int, activation: str, low: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """All steps of an H-LSTM layer.
 
-    inputs (T, B, N*G): projections of x, bias included. h, c (B, D*H). hh (N*G, H): recurrent weights. weights, biases:
-    of the layers behind the first hidden one, (N*G, G) and (N*G), the last (D*4H, G) and (D*4H); biases may be empty.
+    x (T, B, D*I). h, c (B, D*H). weights: of x (N*G, I), of h (N*G, H), of the layers behind the first hidden one
+    (N*G, G), the last of them (D*4H, G). biases: (N*G) of the hidden layers, (D*4H) of the gates; may be empty.
     noise: a dropout factor (T, B, N*G) for each hidden layer, or empty. stacks = N.
+    low: the type of products and hidden layers, such as bfloat16 under autocast. States, gates and element-wise work
+    keep the type of c, since it sums over many steps.
     Returns h and c of all steps, (T, B, D*H), and for the way back the gates (T, B, D*4H) and the hidden layers before
-    dropout (layers, T, B, N*G). Under bfloat16 autocast the products and hidden layers are in bfloat16; states, gates
-    and element-wise work stay in float32, since c sums over many steps.
+    dropout (layers, T, B, N*G).
     """
-    (T, B, _), H, low = inputs.shape, hh.shape[1], inputs.dtype
+    (T, B, _), H = x.shape, weights[1].shape[1]
     D = h.shape[1] // H
-    results = _results(inputs, h, c, hh, weights)
+    results = _results(x, h, c, weights, biases, noise, stacks, activation, low)
     hs, cs, gates, hidden = results[0].unbind(0), *_by_step(*results[1:], B, D, H)
-    recur = product(hh, D, B, T)
-    layers = [product(w, stacks, B, T, bias) for w, bias in zip(weights, biases or [None] * len(weights))]
+    ih, hh, *behind = (w.to(low) for w in weights)
+    first, *others = (b.to(low) for b in biases) if biases else [None] * len(weights)
+    steps = _stretch(T, B, low)
+    project, recur = product(ih, D, steps * B, T // steps, first), product(hh, D, B, T)
+    layers = [product(w, stacks, B, T, bias) for w, bias in zip(behind, others)]
     c = c.view(B, D, H)
-    for t, (x, now) in enumerate(zip(inputs.unbind(0), gates)):
-        z = torch.add(recur(h.to(low)), x, out=hidden[0][t])
+    for t, now in enumerate(gates):
+        if t % steps == 0:
+            projected = project(x[t:t + steps].to(low).flatten(0, 1)).view(-1, B, len(ih)).unbind(0)
+        z = torch.add(recur(h.to(low)), projected[t % steps], out=hidden[0][t])
         for j, layer in enumerate(layers):
-            a = IN_PLACE[activation](z if j == 0 else hidden[j][t].copy_(z))
+            a = IN_PLACE[activation](hidden[j][t].copy_(z) if j else z)
             z = layer(a * noise[j][t] if noise else a)
         z = z.view(B, D, 4, H).to(c.dtype)
         i, f, g, o = now.unbind(2)
@@ -118,11 +130,16 @@ def scan(inputs: Tensor, h: Tensor, c: Tensor, hh: Tensor, weights: list[Tensor]
 
 
 @scan.register_fake
-def _results(inputs, h, c, hh, weights, *rest):
+def _results(x, h, c, weights, biases, noise, stacks, activation, low):
     """Room for what `scan` returns."""
-    T, B, width = inputs.shape
-    states = h.new_empty(T, B, h.shape[1]), h.new_empty(T, B, h.shape[1])
-    return *states, h.new_empty(T, B, 4 * h.shape[1]), inputs.new_empty(len(weights), T, B, width)
+    T, B, _ = x.shape
+    hs, cs, gates = (h.new_empty(T, B, width) for width in (h.shape[1], h.shape[1], 4 * h.shape[1]))
+    return hs, cs, gates, x.new_empty(len(weights) - 2, T, B, len(weights[0]), dtype=low)
+
+
+def _stretch(T: int, B: int, low: torch.dtype) -> int:
+    """Steps in a stretch."""
+    return min(T, -(-STRETCH[low.itemsize < 4] // B))
 
 
 def _by_step(cs, gates, hidden, B, D, H):
@@ -131,66 +148,103 @@ def _by_step(cs, gates, hidden, B, D, H):
 
 
 @torch.library.custom_op("hlstm::scan_backward", mutates_args=())
-def scan_backward(dhs: Tensor | None, dcs: Tensor | None, c: Tensor, cs: Tensor, gates: Tensor, hidden: Tensor,
-                  hh: Tensor, weights: list[Tensor], noise: list[Tensor], stacks: int, activation: str
-                  ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """From the gradients of h and c of all steps, or None for none, to those of what stands before each activation,
-    hidden layers (layers, T, B, N*G) and gates (T, B, D*4H), and of the first h and c (B, D*H)."""
-    (T, B, _), H, low = gates.shape, hh.shape[1], hidden.dtype
-    D = c.shape[1] // H
-    results = torch.empty_like(gates), torch.empty_like(hidden)
-    recur, layers = back(hh, D, B, T), [back(w, stacks, B, T) for w in weights]
-    dh, dc, before = c.new_zeros(B, D, H), c.new_zeros(B, D, H), c.view(B, D, H)
-    cs, gates, hidden = _by_step(cs, gates, hidden, B, D, H)
-    _, dgates, dhidden = _by_step(c, *results, B, D, H)
-    for t in reversed(range(T)):
-        if dhs is not None:
-            dh += dhs[t].view(B, D, H)
-        if dcs is not None:
-            dc += dcs[t].view(B, D, H)
-        i, f, g, o = gates[t].unbind(2)
-        tanh_c = cs[t].tanh()
-        dc.addcmul_(dh * o, 1 - tanh_c * tanh_c)
-        d = torch.addcmul(gates[t], gates[t], gates[t], value=-1, out=dgates[t])     # the sigmoids' slopes
-        di, df, dg, do = d.unbind(2)
-        di *= g
-        df *= cs[t - 1] if t else before
-        torch.addcmul(i, i * g, g, value=-1, out=dg)               # i (1 - g^2)
-        do *= tanh_c.mul_(dh)
-        d[:, :, :3] *= dc.unsqueeze(2)
-        dc *= f
-        d = d.view(B, -1).to(low)
-        for j in reversed(range(len(layers))):
-            d = layers[j](d)
-            d = GRADIENTS[activation](d * noise[j][t] if noise else d, hidden[j][t], dhidden[j][t])
-        dh = recur(d).view(B, D, H).to(c.dtype)
-    return results[1], results[0].to(low), dh.view(B, -1), dc.view(B, -1)
+def scan_backward(dhs: Tensor | None, dcs: Tensor | None, x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor],
+                  biases: list[Tensor], with_dx: bool, hs: Tensor, cs: Tensor, gates: Tensor, hidden: Tensor,
+                  noise: list[Tensor], stacks: int, activation: str
+                  ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """From the gradients of h and c of all steps, or None for none, to those of x (empty if not asked for), of the
+    first h and c, of the weights and of the biases."""
+    (T, B, _), H, low = x.shape, weights[1].shape[1], hidden.dtype
+    D = h.shape[1] // H
+    ih, hh, *behind = (w.to(low) for w in weights)
+    recur, layers = back(hh, D, B, T), [back(w, stacks, B, T) for w in behind]
+    steps = _stretch(T, B, low)
+    unproject = back(ih, D, steps * B, 1)                          # not packed: it would not fit in the memory saved
+    results = dx, dh, dc, dweights, dbiases = _totals(dhs, dcs, x, h, c, weights, biases, with_dx)
+    ds = [hidden.new_empty(steps, B, len(w)) for w in weights[1:]]          # of a stretch: hidden layers, and gates
+    dhidden, dgates = [d.unbind(0) for d in ds[:-1]], ds[-1].view(steps, B, D, 4, H).unbind(0)
+    values = c.new_empty(B, D, 4, H)                               # gradients behind the gates' activations
+    di, df, dg, do = values.unbind(2)
+    dh, dc = dh.view(B, D, H), dc.view(B, D, H)
+    c_at, gates_at, hidden_at = _by_step(cs, gates, hidden, B, D, H)
+    for start in reversed(range(0, T, steps)):
+        span = range(start, min(T, start + steps))
+        for t in reversed(span):
+            if dhs is not None:
+                dh += dhs[t].view(B, D, H)
+            if dcs is not None:
+                dc += dcs[t].view(B, D, H)
+            i, f, g, o = gates_at[t].unbind(2)
+            tanh_c = c_at[t].tanh()
+            dc += aten.tanh_backward(dh * o, tanh_c)
+            torch.mul(dc, g, out=di)
+            torch.mul(dc, c_at[t - 1] if t else c.view(B, D, H), out=df)
+            torch.mul(dc, i, out=dg)
+            torch.mul(dh, tanh_c, out=do)
+            dc *= f
+            d = dgates[t - start]
+            aten.sigmoid_backward.grad_input(values, gates_at[t], grad_input=d)
+            aten.tanh_backward.grad_input(dg, g, grad_input=d[:, :, 2])
+            d = d.view(B, -1)
+            for j in reversed(range(len(layers))):
+                d = layers[j](d)
+                d = GRADIENTS[activation](d * noise[j][t] if noise else d, hidden_at[j][t], dhidden[j][t - start])
+            dh.copy_(recur(d).view(B, D, H))
+        here, done = slice(start, span.stop), [d[:len(span)] for d in ds]
+        add_outer(dweights[0], done[0], x[here], D)
+        add_outer(dweights[1], done[0], hs[start - 1:span[-1]] if start else torch.cat([h[None], hs[:span[-1]]]), D)
+        for j, a in enumerate(hidden[:, here]):
+            add_outer(dweights[j + 2], done[j + 1], a * noise[j][here] if noise else a, stacks)
+        for total, d in zip(dbiases, done):
+            total += d.sum((0, 1))
+        if with_dx:
+            dx[here] = unproject(done[0].flatten(0, 1)).view(len(span), B, -1)
+    return results
 
 
 @scan_backward.register_fake
-def _(dhs, dcs, c, cs, gates, hidden, *rest):
-    return torch.empty_like(hidden), hidden.new_empty(gates.shape), torch.empty_like(c), torch.empty_like(c)
+def _totals(dhs, dcs, x, h, c, weights, biases, with_dx, *rest):
+    """Room for what `scan_backward` returns, zero where it sums up."""
+    h, c, *sums = (torch.zeros_like(s) for s in (h, c, *weights, *biases))
+    return torch.empty_like(x if with_dx else x[:0]), h, c, sums[:len(weights)], sums[len(weights):]
 
 
 def _keep(ctx, inputs, output):
-    _, h, c, hh, weights, biases, noise, ctx.stacks, ctx.activation = inputs
-    hs, cs, gates, hidden = output
-    ctx.depth, ctx.biased = len(weights), bool(biases)
-    ctx.mark_non_differentiable(gates, hidden)
+    x, h, c, weights, biases, noise, ctx.stacks, ctx.activation, _ = inputs
+    ctx.counts = 3, len(weights), len(biases), len(noise)
+    ctx.mark_non_differentiable(*output[2:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(h, c, hh, *output, *weights, *noise)
+    ctx.save_for_backward(x, h, c, *weights, *biases, *noise, *output)
 
 
 def _gradients(ctx, dhs, dcs, *_):
-    h, c, hh, hs, cs, gates, hidden, *rest = ctx.saved_tensors
-    weights, noise = rest[:ctx.depth], rest[ctx.depth:]
-    dhidden, dgates, dh, dc = scan_backward(dhs, dcs, c, cs, gates, hidden, hh, weights, noise, ctx.stacks,
-                                            ctx.activation)
-    ds = [*dhidden[1:], dgates]                                    # behind each of the weights
-    dweights = [outer(d, a * noise[j] if noise else a, ctx.stacks) for j, (d, a) in enumerate(zip(ds, hidden))]
-    dbiases = [d.sum((0, 1)) for d in ds] if ctx.biased else []
-    dhh = outer(dhidden[0], torch.cat([h[None], hs[:-1]]).to(dhidden.dtype), h.shape[1] // hh.shape[1])
-    return dhidden[0], dh, dc, dhh, dweights, dbiases, [None] * len(noise), None, None
+    kept = iter(ctx.saved_tensors)
+    (x, h, c), weights, biases, noise = ([next(kept) for _ in range(n)] for n in ctx.counts)
+    with_dx = ctx.needs_input_grad[0]
+    dx, dh, dc, dweights, dbiases = scan_backward(dhs, dcs, x, h, c, weights, biases, with_dx, *kept, noise, ctx.stacks,
+                                                  ctx.activation)
+    return dx if with_dx else None, dh, dc, dweights, dbiases, [None] * len(noise), None, None, None
 
 
 scan.register_autograd(_gradients, setup_context=_keep)
+
+
+# Sequences of unequal lengths -----------------------------------------------------------------------------------------
+
+def flip(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Reverses x (T, B, ...) in time, each sequence within its own length; padding stays where it is."""
+    if lengths is None:
+        return x.flip(0)
+    t = torch.arange(len(x), device=x.device)[:, None]
+    index = torch.where(t < lengths, lengths - 1 - t, t)           # (T, B)
+    return x.gather(0, index.view(*index.shape, *[1] * (x.dim() - 2)).expand_as(x))
+
+
+def alive(x: Tensor, lengths: Tensor) -> Tensor:
+    """x (T, B, ...) -> (T, B, 1), True within each sequence."""
+    return (torch.arange(len(x), device=x.device)[:, None] < lengths)[..., None]
+
+
+def at_end(s: Tensor, lengths: Tensor | None) -> Tensor:
+    """s (T, B, H) -> (B, H) at each sequence's last step."""
+    return s[-1] if lengths is None else s[lengths - 1, torch.arange(s.shape[1], device=s.device)]

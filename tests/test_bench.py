@@ -54,7 +54,7 @@ def test_saved_rows_are_a_records_rows(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["b.json"]
 
 
-def test_peak_memory_is_the_most_at_any_time():
+def test_peak_memory_is_the_most_at_any_time(capfd):
     def run():
         a = torch.zeros(1000, 1000)                                    # 4 MB, and twice as much for a while
         del a
@@ -63,6 +63,7 @@ def test_peak_memory_is_the_most_at_any_time():
         return torch.zeros(1000, 500)
     assert bench.peak_bytes(run) == pytest.approx(8e6, rel=0.01)
     assert bench.peak_bytes(lambda: None) == 0
+    assert capfd.readouterr() == ("", "")                              # the profiler is silent
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -79,6 +80,13 @@ def test_the_layers_bench_compares_equal_shapes_by_their_work():
     assert work["nn.LSTM", "T3 B2 H4 float32"] == 3 * 2 * 8 * 4 * 4
     assert work["HLSTM", "T3 B2 H4 two ways bf16"] == work["per step", "T3 B2 H4 two ways bf16"] == 2 * 6 * 12 * 4 * 4
     assert len(bench.ratios(rows, "nn.LSTM", work).splitlines()) == len(bench.memory_table(memory).splitlines()) == 7
+
+
+def test_without_a_compiler_the_compiled_step_is_left_out(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.warns(UserWarning, match="no C.. compiler.*CXX"):
+        rows, work, _ = bench.layer([(3, 2, 4)], n_threads=[1], rounds=1, compiled=True)
+    assert {row.engine for row in rows} == {engine for engine, _ in work} == {"nn.LSTM", "HLSTM", "per step"}
 
 
 def test_the_command_prints_ratios_and_writes_rows(monkeypatch, tmp_path):

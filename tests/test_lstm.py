@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from hlstm_src import HLSTM, ConnectionMasks, HLSTMCell, scan
+from hlstm_src import HLSTM, ConnectionMasks, HLSTMCell, bench, scan
 from hlstm_src.lstm import ACTIVATIONS, CellWeights, flip, step, unroll
 
 SIZES = 3, 4                                # input and state
@@ -194,6 +194,7 @@ HIDDEN += [dict(gate_layers=1, gate_width=(2, 5, 3, 1)),
 @pytest.mark.parametrize("padded", [False, True])
 def test_the_fast_layer_is_the_readable_definition(options, gate_dropout, padded, monkeypatch):
     layer = HLSTM(*SIZES, gate_dropout=gate_dropout, **options).double()
+    monkeypatch.setattr(scan, "STRETCH", (STEPS * BATCH if padded else 4 * BATCH - 1, 0))     # 6 steps, or 2 and then 4
     x, h, c = inputs(layer)
     noises = []
     if gate_dropout:                                                   # the layer's own draws, written down
@@ -275,11 +276,13 @@ def test_products_are_block_by_block(monkeypatch, packed, dtype, within, groups,
 
 
 def test_the_operator_keeps_the_rules_of_custom_operators():
-    T, B, D, H, G = 4, 2, 2, 3, 5
+    T, B, D, I, H, G = 4, 2, 2, 4, 3, 5                                # noqa: E741
     def random(*shape):                                                # noqa: E306
         return torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    args = (random(T, B, D * 4 * G), random(B, D * H), random(B, D * H), random(D * 4 * G, H),
-            [random(D * 4 * G, G), random(D * 4 * H, G)], [random(D * 4 * G), random(D * 4 * H)], [], 4 * D, "tanh")
+    N = D * 4 * G
+    args = (random(T, B, D * I), random(B, D * H), random(B, D * H),
+            [random(N, I), random(N, H), random(N, G), random(D * 4 * H, G)], [random(N), random(N), random(D * 4 * H)],
+            [], 4 * D, "tanh", torch.float64)
     torch.library.opcheck(scan.scan, args)
 
 
@@ -444,7 +447,7 @@ def test_dropout_acts_between_layers_only(gate_layers):
     (dict(gate_layers=2, activation="tanh", gate_dropout=0.2), 0.03), (dict(gate_layers=1), 0.15)],
     ids=["plain", "tanh", "tanh-2-dropout", "relu"])
 @pytest.mark.parametrize("padded", [False, True])
-def test_bfloat16_is_close_to_float32(options, within, padded):
+def test_bfloat16_is_close_to_float32(options, within, padded, monkeypatch):
     """Outputs and states within 0.02, every gradient within 3 % of its norm, over 60 steps.
 
     With ReLU within 15 %: rounding puts some hidden units on the other side of zero, in `unroll` just as here.
@@ -452,6 +455,7 @@ def test_bfloat16_is_close_to_float32(options, within, padded):
     layer = HLSTM(20, 24, num_layers=2, bidirectional=True, merge="sum", **options)
     x = torch.randn(60, 4, 20, requires_grad=True)
     lengths = torch.tensor([60, 31, 44, 2]) if padded else None
+    monkeypatch.setattr(scan, "STRETCH", (80, 80 if padded else 1024))         # 20 steps each
 
     def run(enabled):
         torch.manual_seed(3)
@@ -544,11 +548,13 @@ COMPILED = [dict(), dict(gate_layers=2, bidirectional=True, merge="sum", num_lay
             dict(gate_width=(1, 2, 3, 4), bias=False), dict(gate_layers=0, num_layers=2)]
 
 
-@pytest.mark.parametrize("options", COMPILED, ids=lambda o: "-".join(str(v) for v in o.values()) or "default")
-def test_a_compiled_layer_computes_the_same_in_one_graph(options):
+@pytest.mark.parametrize("backend, options", [*[("aot_eager", o) for o in COMPILED], pytest.param(
+    "inductor", COMPILED[1], marks=pytest.mark.skipif(not bench.has_compiler(), reason="no C++ compiler"))],
+    ids=lambda o: o if isinstance(o, str) else "-".join(str(v) for v in o.values()) or "default")
+def test_a_compiled_layer_computes_the_same_in_one_graph(backend, options):
     layer = HLSTM(*SIZES, **options)
     x, h, c = inputs(layer, dtype=torch.float32)
-    fast = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    fast = torch.compile(layer, backend=backend, fullgraph=True)
     wanted = [x, h, c, *layer.parameters()]
     (y, states), (y2, states2) = layer(x, (h, c)), fast(x, (h, c))
     close([y2, *states2], [y, *states], 1e-6)
