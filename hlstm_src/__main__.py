@@ -11,7 +11,8 @@ import typer
 
 from .errors import UserError
 
-RECOGNISER = Path(__file__).parent.parent / "results/desk/ds2-hlstm-gp/seed0.compact.safetensors"
+TRAINED = Path(__file__).parent.parent / "results/desk/ds2-hlstm-gp/seed0.safetensors"
+RECOGNISER = TRAINED.with_suffix(".compact.safetensors")
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Grow and Prune LSTMs: run and read the experiments of the book.")
 benches = typer.Typer(no_args_is_help=True, help="Measure speed: contestants take turns, ratios are printed.")
@@ -140,6 +141,22 @@ def bench_masks(rounds: Annotated[int, typer.Option(min=1, help="timings of each
     print(f"Memory, in copies of the masked weights: {masks:.2f} for the masks; {sums:.2f} more while growing")
     if json:
         bench.save(json, "masks", rows, copies={"masks": masks, "gradients": sums})
+
+
+@benches.command("engine")
+def bench_engine(quick: Annotated[bool, typer.Option(help="tiny layers: is everything there?")] = False,
+                 model: Annotated[Path | None, typer.Option(help="a trained recogniser, for its own masks")] = TRAINED,
+                 rounds: Annotated[int, typer.Option(min=1, help="timings of each contestant")] = 9,
+                 json: JsonOption = None):
+    """A step of sparse recurrent layers on our engine, against the best dense engine. One thread, one sequence."""
+    from . import bench
+    from . import bench_engine as b
+    made, rows, bounds = b.engine(quick, model if model and model.exists() else None, rounds)
+    print(b.table(made, rows, bounds))
+    if json:
+        bench.save(json, "engine", rows, limits={"bytes_per_second": bounds.bandwidth, "macs_per_second": bounds.macs},
+                   cases=[{"case": c.name, "steps": c.steps, "macs": c.macs, "dense": c.dense, "bytes": c.bytes,
+                           "live": c.live} for c in made])
 
 
 @app.command()
