@@ -64,7 +64,7 @@ def refused(path) -> str:
 
 def told(path, error: ModelFileError) -> str:
     text = str(error)
-    assert text.startswith(f"{path}: ") and "\n" not in text and len(text) < 1000, text
+    assert text.startswith(f"{path}: ") and text.isprintable() and len(text) < 1000, text
     assert "no such file" in text or "restore" in text or "update" in text, text
     return text
 
@@ -212,7 +212,7 @@ def test_a_header_that_lies_is_refused_or_harmless(folder, name, data):
 
 # Hostile files ----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("version, told", [(FORMAT + 1, "newer"), (10 ** 30, "newer"), (0, "format"), (-1, "format"),
+@pytest.mark.parametrize("version, told", [(FORMAT + 1, "newer"), (10 ** 9, "newer"), (0, "format"), (-1, "format"),
                                            (None, "format"), ("2", "format"), (True, "format"), (2.0, "format")])
 def test_another_version_is_refused(folder, version, told):
     tensors, metadata = parts(folder / "lstm.safetensors")
@@ -234,12 +234,12 @@ def test_each_tensor_is_needed_and_has_to_be_of_its_shape_and_type(folder, name)
         assert plain in changed(tensors | {key: np.concatenate([tensor, tensor[:1] if len(tensor) else np.zeros(1)])})
         assert plain in changed(tensors | {key: tensor[None]})
         assert plain in changed(tensors | {key: tensor.astype(np.float64)})
-        if tensor.dtype.kind == "f":
+        if tensor.dtype.kind == "f" and tensor.size:
             for number in (np.nan, np.inf):
                 spoilt = tensor.copy()
-                spoilt.flat[-1:] = number
-                assert plain in changed(tensors | {key: spoilt}) or not tensor.size
-    assert "extra" in changed(tensors | {"extra": np.zeros(1)})
+                spoilt.flat[-1] = number
+                assert plain in changed(tensors | {key: spoilt})
+    assert "extra" in changed(tensors | {"extra\n\x1b[2J": np.zeros(1)})
     norm = "norm.running_var"
     assert norm in changed(tensors | {norm: -tensors[norm] - 1})
 
@@ -295,10 +295,10 @@ def test_any_metadata_are_refused_or_harmless(folder, name, data):
     read_or_refused(folder / "metadata")
 
 
-@pytest.mark.parametrize("sizes", [{"hidden": 8000, "layers": 64}, {"hidden": 16_384}, {"channels": 1024},
-                                   {"cell": "gru", "hidden": 9000, "layers": 9}])
+@pytest.mark.parametrize("sizes", [{"hidden": 8000}, {"hidden": 2000, "layers": 64}, {"channels": 1024},
+                                   {"cell": "gru", "hidden": 9000, "layers": 3}])
 def test_a_small_file_does_not_become_a_large_model(folder, sizes):
-    """A megabyte of gaps can promise a quarter of a billion dormant entries, and each layer can do so again."""
+    """A megabyte of gaps stands for a quarter of a billion dormant entries, and each layer can have as many."""
     tensors, metadata = parts(folder / "lstm.safetensors")
     model = metadata["model"] | sizes
     bomb = {}
