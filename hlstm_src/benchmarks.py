@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from . import scores
 from .corpora import ALPHABET, SpeechCorpus
-from .counting import convolution_positions, count
+from .counting import count, output_positions
 from .deepspeech2 import BINS, DeepSpeech2
 from .tasks import SpeechTask
 from .toy import Interlock, ToyModel, ToyTask
@@ -48,7 +48,7 @@ class Speech:
         spec, lengths = torch.zeros(1, BINS, 201), torch.tensor([201])
         with torch.no_grad():
             made = int(model(spec, lengths)[1])
-        positions = {name: n // made for name, n in convolution_positions(model, spec, lengths).items()}
+        positions = {name: n // made for name, n in output_positions(model, spec, lengths).items()}
         return {"cell": count(model, masks, include="rnns.", weights_only=True).record(),
                 "model": count(model, masks, positions=positions).record()}
 
