@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from hlstm_src import HLSTM, ConnectionMasks, HLSTMCell, count, experiments, paper, records
+from hlstm_src import HLSTM, ConnectionMasks, HLSTMCell, benchmarks, count, experiments, paper, records
 from hlstm_src.counting import output_positions, zero_shares
 from hlstm_src.deepspeech2 import DeepSpeech2, MaskedBatchNorm
 from hlstm_src.lstm import step, unroll
@@ -243,6 +243,12 @@ def test_pytorchs_layers_cost_what_their_cells_cost(kind, rows, elementwise, val
     assert {layer.kind for layer in made.layers.values()} == {kind}
 
 
+def test_adding_two_directions_is_an_operation_for_each_unit():
+    both = {merge: count(HLSTM(5, 3, bidirectional=True, merge=merge), seq_len=4) for merge in ("concat", "sum")}
+    assert both["concat"].elementwise == 4 * 2 * (9 * 3 + 4 * 3) == both["sum"].elementwise - 4 * 3
+    assert both["concat"].macs == both["sum"].macs and both["concat"].activations == both["sum"].activations
+
+
 def test_a_gru_step_takes_eight_element_wise_operations_a_unit():
     cell, x, h = nn.GRUCell(7, 5), torch.randn(1, 7), torch.randn(1, 5)
     with torch.no_grad():
@@ -422,3 +428,10 @@ def test_kept_records_say_what_is_counted_in_their_models(name):
         file = records.path_of(name, "desk", record.seed).with_name(record.model.file)
         model, masks, _ = experiments.load(file)
         assert experiments.counts(model, masks) == record.model_dump()["counts"]
+        frame = benchmarks.Speech.frame(model, masks)
+        assert frame.record() == record.counts.model.model_dump()
+        bins = 61, 21                                              # of the convolutions' outputs
+        for k, channels in enumerate(m.out_channels for m in model.convolutions):
+            convolution, norm = frame.layers[f"convolutions.{k}"], frame.layers[f"norms.{k}"]
+            assert convolution.macs == bins[k] * convolution.params and convolution.elementwise == 0
+            assert norm.elementwise == 2 * norm.activations == 2 * convolution.activations == 2 * bins[k] * channels
