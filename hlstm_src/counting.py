@@ -7,8 +7,9 @@ or ReLU of one number is an element-wise operation, counted apart in `elementwis
 one more for each hidden unit of an H-LSTM, 2 for each value that batch normalisation scales and shifts. What stands
 between the layers (activations without weights, softmax) is not seen.
 
-"nonzero" counts live connections only, as a sparse engine does the work. "active" leaves out those, too, that multiply
-an activation which is exactly zero behind a ReLU: a measurement on data (`zero_shares`), and what the paper counts.
+"nonzero" counts live connections only, as a sparse engine does the work. "active" leaves out those, too, that start at
+a hidden unit of a gate which is exactly zero, as behind a ReLU: a measurement on data (`zero_shares`), and what the
+paper's FLOPs must have left out, to fall further than its weights.
 """
 
 import re
@@ -57,7 +58,7 @@ class Counts:
 
     @property
     def active_flops(self) -> float:
-        """The paper's FLOPs: of live connections, without those that multiply a zero."""
+        """As the paper counts: of live connections, without those that multiply a zero."""
         return 2 * self.active_macs
 
     @property
