@@ -8,8 +8,8 @@ one more for each hidden unit of an H-LSTM, 2 for each value that batch normalis
 between the layers (activations without weights, softmax) is not seen.
 
 "nonzero" counts live connections only, as a sparse engine does the work. "active" leaves out those, too, that start at
-a hidden unit of a gate which is exactly zero, as behind a ReLU: a measurement on data (`zero_shares`), and what the
-paper's FLOPs must have left out, to fall further than its weights.
+a hidden unit of a gate which is exactly zero, as behind a ReLU: a measurement on data (`zero_shares`), and it seems
+what the paper counts, whose FLOPs fall further than its weights.
 """
 
 import re
@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
@@ -105,7 +106,7 @@ def count(model: nn.Module, masks: ConnectionMasks | Mapping[str, Tensor] | None
     if strange := zeros.keys() - parameters.keys():
         raise ValueError(f"zeros of {min(strange)}, which is no parameter of this model")
     first = {p: name for name, p in parameters.items()}            # a tied parameter goes by its first name
-    steps, layers, counted = seq_len if isinstance(seq_len, int) else sum(seq_len), {}, set()
+    steps, layers, counted = int(np.asarray(seq_len).sum()), {}, set()
     for path, module in model.named_modules():
         for own, p in module._parameters.items():
             name = f"{path}.{own}".lstrip(".")
@@ -210,14 +211,14 @@ def zero_shares(model: nn.Module, batches: Iterable[tuple]) -> dict[str, Tensor]
 
     def look(path, module, args, kwargs, out):
         lengths = kwargs.get("lengths", args[2] if len(args) > 2 else None)
-        if isinstance(args[0], PackedSequence):
-            lengths = pad_packed_sequence(args[0])[1]
+        if isinstance(out[0], PackedSequence):
+            lengths = pad_packed_sequence(out[0])[1]
         for k, hidden in enumerate(scans.hidden):                  # one scan a layer
             alive = torch.ones(hidden.shape[1:3], dtype=torch.bool)
             if lengths is not None:
-                alive = torch.arange(len(alive))[:, None] < torch.as_tensor(lengths)
+                alive = torch.arange(len(alive))[:, None] < torch.as_tensor(lengths).cpu()
             for j, units in enumerate(hidden, 1):
-                dead = (units[alive] == 0).sum(0).view(module.directions, len(module.widths), -1).double()
+                dead = (units.cpu()[alive] == 0).sum(0).view(module.directions, len(module.widths), -1).double()
                 for suffix, stacks in zip(module._suffixes(k), dead):
                     found = {"": stacks}
                     if module.uneven:                              # filled up to the widest; a matrix for each gate

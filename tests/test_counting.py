@@ -272,6 +272,7 @@ def test_sequences_are_counted_without_their_padding():
     masks = ConnectionMasks(net, "rnn.*", 0.5, torch.Generator().manual_seed(0))
     made, single = count(net, masks, (3, 1, 5), positions=POSITIONS), count(net, masks, positions=POSITIONS)
     assert made == count(net, masks, 9, positions=POSITIONS)
+    assert made == count(net, masks, torch.tensor([3, 1, 5]), positions=POSITIONS)
     for name in ("macs", "nonzero_macs", "active_macs", "flops", "elementwise", "activations"):
         assert getattr(made, name) == 9 * getattr(single, name)
     for name in ("params", "nonzero_params", "bytes_dense", "bytes_sparse", "mask_bytes"):
