@@ -19,17 +19,17 @@ from torch import nn
 from . import benchmarks, records, rivals, scores
 from .corpora import ALPHABET, SpeechCorpus
 from .deepspeech2 import DeepSpeech2, spectrogram
-from .growprune import Dense, GrowPruneSchedule
 from .masks import ConnectionMasks, live_count, load_model, load_tensors, save_model
 from .profiles import ROOT, Profile, Speech, Toy, profile
+from .schedule import Dense, GrowPruneSchedule
 from .tasks import SpeechTask
 from .toy import Interlock, ToyModel
 from .training import Settings, Trainer, accelerator
 
 # The code that decides what a run computes: a change in one of these makes the records of smoke and laptop stale.
 CODE = [Path(__file__).with_name(f"{name}.py") for name in
-        ("scan", "lstm", "masks", "growprune", "rivals", "deepspeech2", "corpora", "scores", "counting", "tasks", "toy",
-         "benchmarks", "training", "experiments")]
+        ("scan", "lstm", "masks", "growprune", "schedule", "rivals", "deepspeech2", "corpora", "scores", "counting",
+         "tasks", "toy", "benchmarks", "training", "experiments")]
 
 
 @dataclass(frozen=True)

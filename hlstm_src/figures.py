@@ -9,19 +9,14 @@ import functools
 import html
 import io
 import itertools
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-import jiwer
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
 
-from .corpora import ALPHABET, BLANK, SpeechCorpus
-from .deepspeech2 import HOP, SAMPLE_RATE, WINDOW
 from .records import RunRecord
 
 WIDTH = 7.0                            # inches
@@ -69,82 +64,6 @@ def _styled(draw: Callable[..., Picture]) -> Callable[..., Picture]:
 
 def _array(values) -> np.ndarray:
     return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
-
-
-def _visible(letter: str) -> str:
-    return "␣" if letter == " " else letter
-
-
-def _wrapped(text: str, width: int = 72) -> str:
-    return "\n".join(textwrap.wrap(text, width))
-
-
-def _frame_times(count: int, step: int = 1) -> np.ndarray:
-    """Middle of each window, in seconds; `step` is 2 behind the convolutions, which keep every other frame."""
-    return (np.arange(count) * step * HOP + WINDOW / 2) / SAMPLE_RATE
-
-
-def _paint(fig: Picture, ax, spec: np.ndarray) -> None:
-    """A spectrogram (161, T) into `ax`, in seconds and kilohertz, with its colour bar."""
-    bins, count = spec.shape
-    left, hop, bin = (WINDOW - HOP) / 2 / SAMPLE_RATE, HOP / SAMPLE_RATE, SAMPLE_RATE / WINDOW / 1000
-    low, high = np.percentile(spec, [1, 99.7])
-    image = ax.imshow(spec, origin="lower", aspect="auto", interpolation="nearest", vmin=low, vmax=high,
-                      extent=(left, left + count * hop, -bin / 2, (bins - 0.5) * bin))
-    ax.set(ylabel="frequency (kHz)", ylim=(0, (bins - 1) * bin))
-    ax.grid(False)
-    fig.colorbar(image, ax=ax, pad=0.01, label="log magnitude\n(standard deviations)")
-
-
-@_styled
-def spectrogram(spec, seconds: float, transcript: str) -> Picture:
-    """A normalised log spectrogram (161, T) of `seconds` of sound."""
-    spec = _array(spec)
-    fig = Picture(2.9, f"Spectrogram of {seconds:.1f} seconds of speech: {transcript}")
-    ax = fig.subplots()
-    _paint(fig, ax, spec)
-    ax.set(xlabel="time (s)", xlim=(0, max(seconds, WINDOW / SAMPLE_RATE)), title=_wrapped(transcript))
-    return fig
-
-
-@_styled
-def wave_and_spectrogram(wave, spec, transcript: str = "") -> Picture:
-    """Sound (N samples in [-1, 1]) above its spectrogram (161, T), along one time axis."""
-    wave, spec = _array(wave), _array(spec)
-    seconds = len(wave) / SAMPLE_RATE
-    fig = Picture(4.2, f"Wave and spectrogram of {seconds:.1f} seconds of speech. {transcript}")
-    top, low = fig.subplots(2, sharex=True, height_ratios=(2, 3))
-    top.plot(np.arange(len(wave)) / SAMPLE_RATE, wave, color=BLUE, linewidth=0.5)
-    loudest = max(float(np.abs(wave).max()) * 1.05, 1e-3)
-    top.set(ylabel="amplitude", xlim=(0, max(seconds, WINDOW / SAMPLE_RATE)), ylim=(-loudest, loudest),
-            title=_wrapped(transcript))
-    _paint(fig, low, spec)
-    low.set(xlabel="time (s)")
-    return fig
-
-
-@_styled
-def corpus_overview(corpus: SpeechCorpus) -> Picture:
-    """How long the utterances of each split are, and how often each letter is said in the training split."""
-    splits = {name: [u for u in corpus.utterances if u.split == name] for name in ("train", "valid", "test")}
-    splits = {name: found for name, found in splits.items() if found}
-    fig = Picture(4.9, f"Durations and letters of {len(corpus.utterances)} utterances of {corpus.name}")
-    top, low = fig.subplots(2)
-    edges = np.linspace(0, max(u.seconds for u in corpus.utterances), 25)
-    for (name, found), (colour, line, marker) in zip(splits.items(), LINES):
-        share, _ = np.histogram([u.seconds for u in found], edges)
-        top.plot((edges[1:] + edges[:-1]) / 2, 100 * share / len(found), line, color=colour, marker=marker,
-                 label=f"{name} ({len(found)})")
-    top.set(xlabel="length (s)", ylabel="utterances (%)", ylim=(0, None), xlim=(0, None))
-    top.legend(title="split (utterances)", title_fontsize=10)
-    said = Counter("".join(u.transcript for u in splits.get("train", corpus.utterances)))
-    letters = ALPHABET[2:] + ALPHABET[1]
-    shares = [100 * said[letter] / said.total() for letter in letters]
-    low.bar(range(len(letters)), shares, color=BLUE)
-    low.set_xticks(range(len(letters)), [_visible(letter) for letter in letters])
-    low.set(xlabel="letter (␣ is the space between words)", ylabel="share of train (%)",
-            xlim=(-0.7, len(letters) - 0.3))
-    return fig
 
 
 def _spans(record: RunRecord) -> list[tuple[str, int, int]]:
@@ -292,80 +211,6 @@ def gp_flow(record: RunRecord) -> Picture:
     low.set_xticks(range(len(names)), names, fontsize=small)
     low.set(xlabel="events of the run, in order", xlim=(-0.6, len(names) - 0.4))
     fig.legend(loc="outside lower center", ncols=4, columnspacing=1.2, handletextpad=0.5)
-    return fig
-
-
-def _peaks(log_probs: np.ndarray) -> list[tuple[int, int]]:
-    """(frame, label) of each letter on CTC's best path: the likeliest frame of every stretch of one label."""
-    found, at = [], 0
-    for label, stretch in itertools.groupby(log_probs.argmax(1).tolist()):
-        size = len(list(stretch))
-        if label != BLANK:
-            found.append((at + int(log_probs[at:at + size, label].argmax()), label))
-        at += size
-    return found
-
-
-@_styled
-def alignment(log_probs, spec, transcript: str) -> Picture:
-    """Where CTC hears its letters: probabilities from `log_probs` (T', labels) under the spectrogram (161, T).
-
-    One time axis; blank in grey, each other label with a line of its own, the letters of the best path at their peaks.
-    """
-    log_probs, spec = _array(log_probs), _array(spec)
-    times, probs, peaks = _frame_times(len(log_probs), 2), np.exp(log_probs), _peaks(log_probs)
-    heard = " ".join("".join(ALPHABET[label] for _, label in peaks).split())
-    fig = Picture(4.6, f"Probabilities of letters over time. Said: {transcript}. Heard: {heard}.")
-    upper, ax = fig.subplots(2, sharex=True)
-    _paint(fig, upper, spec)
-    ax.fill_between(times, probs[:, BLANK], color="#d0d0d0", linewidth=0)
-    shown = sorted({label for _, label in peaks} | set((probs.max(0) > 0.3).nonzero()[0]) - {BLANK})
-    for label, (colour, line, _) in zip(shown, itertools.cycle(LINES)):
-        ax.plot(times, probs[:, label], line, color=colour, linewidth=1.4)
-    seconds, before, lift = float(times[-1]) + HOP / SAMPLE_RATE, -9.0, 0
-    for frame, label in peaks:                     # neighbours too close for two letters side by side: one goes higher
-        near = (times[frame] - before) / seconds * (WIDTH - 1.8) < 0.13
-        before, lift = times[frame], (lift + 1) % 3 if near else 0
-        ax.annotate(_visible(ALPHABET[label]), (times[frame], 1.02 + 0.12 * lift), ha="center", va="bottom",
-                     fontsize=10, annotation_clip=False)
-        ax.plot(times[frame], probs[frame, label], "o", color="black", markersize=2.5)
-    ax.set(xlabel="time (s)", ylabel="probability\n(grey: blank)", xlim=(0, seconds), ylim=(0, 1.42))
-    ax.set_yticks((0, 0.5, 1))
-    ax.spines["left"].set_bounds(0, 1)
-    upper.set_title(_wrapped(f"said:  {transcript}", 66) + "\n" + _wrapped(f"heard: {heard or '(nothing)'}", 66),
-                  family="monospace", fontsize=9.5)
-    return fig
-
-
-@_styled
-def letter_confusions(samples: Sequence[Mapping[str, str]], most: int = 15) -> Picture:
-    """The most frequent letter errors in `samples` (each with `reference` and `hypothesis`), said -> heard."""
-    errors = Counter()
-    for sample in samples:
-        said, heard = sample["reference"], sample["hypothesis"]
-        for chunk in jiwer.process_characters(said, heard).alignments[0]:
-            if chunk.type != "equal":
-                pairs = itertools.zip_longest(said[chunk.ref_start_idx:chunk.ref_end_idx],
-                                              heard[chunk.hyp_start_idx:chunk.hyp_end_idx], fillvalue="")
-                errors.update(pairs)
-    top = errors.most_common(most)[::-1]
-    fig = Picture(1.3 + 0.24 * max(len(top), 2), "Most frequent letter errors: " + ", ".join(
-        f"{a or 'nothing'} heard as {b or 'nothing'} {n} times" for (a, b), n in top[::-1]))
-    ax = fig.subplots()
-    kinds = ((lambda a, b: a and b, BLUE, None, "another letter"), (lambda a, b: not b, VERMILION, "///", "left out"),
-             (lambda a, b: not a, GREEN, "...", "put in"))
-    for fits, colour, hatch, label in kinds:
-        rows = [(y, n) for y, ((a, b), n) in enumerate(top) if fits(a, b)]
-        if rows:
-            ax.barh(*zip(*rows), color=colour, hatch=hatch, edgecolor="white", label=label)
-    ax.set_yticks(range(len(top)), [f"{_visible(a) or '–'} → {_visible(b) or '–'}" for (a, b), _ in top])
-    ax.set(xlabel=f"times, of {errors.total()} letter errors in {len(samples)} utterances", ylabel="said → heard",
-           title="" if top else "no errors")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.grid(False, axis="y")
-    ax.grid(True, axis="x")
-    if top:
-        fig.legend(loc="outside lower center", ncols=3)
     return fig
 
 

@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from .growprune import Dense, Event, Gradients, GrowPruneSchedule, best_dormant, between, prune_to, sleep
+from .growprune import Gradients, best_dormant, prune_to, sleep
 from .masks import ConnectionMasks, random_scores, seeded
+from .schedule import Dense, Event, GrowPruneSchedule, between
 
 RIVALS = {
     "dense": "all connections, all epochs: what sparsity is measured against",

@@ -24,8 +24,9 @@ from accelerate.utils import broadcast, broadcast_object_list
 from torch import nn
 from tqdm import tqdm
 
-from .growprune import Dense, Gradients, GrowPruneSchedule
+from .growprune import Gradients
 from .masks import ConnectionMasks, load_tensors, save_tensors
+from .schedule import Dense, GrowPruneSchedule
 
 
 class TrainingError(Exception):
@@ -66,7 +67,7 @@ def learning_rate(peak: float, position: float, warmup: float) -> float:
 
 
 class Trainer:
-    """Trains `model` on `task` (see tasks.py) through `schedule` (see growprune.py).
+    """Trains `model` on `task` (see tasks.py) through `schedule` (see schedule.py).
 
     After `train()`: `history` (one row an epoch), `phases` (one row for each growth, pruning or restoring),
     `seconds`. With `checkpoint`, a file is kept there after each epoch and on Ctrl-C, and found again by the next

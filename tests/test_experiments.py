@@ -11,8 +11,8 @@ import torch
 from hlstm_src import experiments, profiles, records, rivals
 from hlstm_src.corpora import CorpusError, SpeechCorpus
 from hlstm_src.deepspeech2 import DeepSpeech2, spectrogram
-from hlstm_src.growprune import Dense, GrowPruneSchedule
 from hlstm_src.masks import save_tensors
+from hlstm_src.schedule import Dense, GrowPruneSchedule
 from hlstm_src.toy import Interlock
 from tests.speech import make_corpus, use_corpus
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hlstm_src import figures, scores
+from hlstm_src import figures, scores, speech_figures
 from hlstm_src.corpora import ALPHABET, BLANK, LABELS, SpeechCorpus
 from hlstm_src.deepspeech2 import BINS, HOP, SAMPLE_RATE, WINDOW, spectrogram
 from hlstm_src.profiles import MINI_SPEECH, ROOT
@@ -65,7 +65,7 @@ def sound(corpus):
 
 
 def test_a_picture_shows_itself_with_words_for_those_who_cannot_see_it(sound):
-    picture = figures.spectrogram(sound[2], sound[0].seconds, 'A "B" <C')
+    picture = speech_figures.spectrogram(sound[2], sound[0].seconds, 'A "B" <C')
     shown = picture._repr_mimebundle_()
     image = Image.open(io.BytesIO(base64.b64decode(shown["image/png"])))
     assert image.format == "PNG" and image.width > 100 * figures.WIDTH
@@ -77,14 +77,14 @@ def test_drawing_leaves_no_trace(sound):
     import matplotlib.pyplot as plt
     before = dict(matplotlib.rcParams)
     with matplotlib.rc_context({"font.size": 31}):
-        assert figures.spectrogram(sound[2], 1.0, "A").axes[0].title.get_size() < 15     # not the caller's style
+        assert speech_figures.spectrogram(sound[2], 1.0, "A").axes[0].title.get_size() < 15     # not the caller's style
         assert matplotlib.rcParams["font.size"] == 31
     assert dict(matplotlib.rcParams) == before and not plt.get_fignums()
 
 
 def test_sound_and_spectrogram_share_their_time(sound):
     u, wave, spec = sound
-    top, low, _ = drawn(figures.wave_and_spectrogram(wave, spec, u.transcript)).axes
+    top, low, _ = drawn(speech_figures.wave_and_spectrogram(wave, spec, u.transcript)).axes
     assert top.get_xlim() == low.get_xlim() == (0, len(wave) / SAMPLE_RATE)
     left, right, bottom, above = low.images[0].get_extent()
     # Each frame is painted around the middle of its window, each bin around its frequency.
@@ -95,12 +95,12 @@ def test_sound_and_spectrogram_share_their_time(sound):
 
 @pytest.mark.parametrize("frames", [1, 7])
 def test_the_shortest_sounds_can_be_drawn(frames):
-    drawn(figures.spectrogram(np.zeros((BINS, frames)), 0.0, "A"))
-    drawn(figures.wave_and_spectrogram(np.zeros(WINDOW + HOP * (frames - 1)), np.zeros((BINS, frames))))
+    drawn(speech_figures.spectrogram(np.zeros((BINS, frames)), 0.0, "A"))
+    drawn(speech_figures.wave_and_spectrogram(np.zeros(WINDOW + HOP * (frames - 1)), np.zeros((BINS, frames))))
 
 
 def test_the_corpus_overview_counts_what_is_in_the_corpus(corpus):
-    picture = drawn(figures.corpus_overview(corpus))
+    picture = drawn(speech_figures.corpus_overview(corpus))
     top, low = picture.axes
     for line, split in zip(top.lines, ("train", "valid", "test")):
         assert sum(line.get_ydata()) == pytest.approx(100)
@@ -174,7 +174,7 @@ def test_a_dense_run_has_no_growth_to_show():
 def test_the_labelled_peaks_are_what_greedy_decoding_reads(best, random):
     log_probs = torch.tensor([[random.uniform(-9, -1) for _ in ALPHABET] for _ in best])
     log_probs[range(len(best)), best] = torch.tensor([random.uniform(-0.5, 0) for _ in best])
-    peaks = figures._peaks(log_probs.numpy())
+    peaks = speech_figures._peaks(log_probs.numpy())
     read = scores.normalise("".join(ALPHABET[label] for _, label in peaks))
     assert [read] == scores.greedy(log_probs[None], torch.tensor([len(best)]))
     assert all(best[frame] == label != BLANK for frame, label in peaks)
@@ -187,7 +187,7 @@ def test_an_alignment_writes_each_letter_at_its_time(sound, text):
     log_probs[:, BLANK] = 3
     for k, letter in enumerate(text):
         log_probs[5 + k, LABELS[letter]] = 9
-    picture = drawn(figures.alignment(log_probs.log_softmax(-1), spec, "SAID"))
+    picture = drawn(speech_figures.alignment(log_probs.log_softmax(-1), spec, "SAID"))
     low = picture.axes[1]
     assert "".join(a.get_text() for a in low.texts) == text.replace(" ", "␣").replace("EE", "E")
     times = [a.xy[0] for a in low.texts]
@@ -201,12 +201,12 @@ def test_letter_errors_are_counted_by_kind():
     samples = [{"reference": "A B", "hypothesis": "A P"}, {"reference": "GO", "hypothesis": "G"},
                {"reference": "NO", "hypothesis": "NOS"}, {"reference": "B", "hypothesis": "P"},
                {"reference": "YES", "hypothesis": ""}]
-    ax = drawn(figures.letter_confusions(samples)).axes[0]
+    ax = drawn(speech_figures.letter_confusions(samples)).axes[0]
     counted = {label.get_text(): bar.get_width() for bar in ax.patches
                for label, y in zip(ax.get_yticklabels(), ax.get_yticks()) if abs(bar.get_y() + 0.4 - y) < 0.1}
     assert counted == {"B → P": 2, "O → –": 1, "– → S": 1, "Y → –": 1, "E → –": 1, "S → –": 1}
     assert "7 letter errors in 5 utterances" in ax.get_xlabel()
-    drawn(figures.letter_confusions([{"reference": "A", "hypothesis": "A"}]))
+    drawn(speech_figures.letter_confusions([{"reference": "A", "hypothesis": "A"}]))
 
 
 def test_rivals_are_a_dot_a_seed_and_a_bar_at_the_mean():

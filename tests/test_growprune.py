@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hlstm_src import ConnectionMasks, GrowPruneSchedule, grow, prune
-from hlstm_src.growprune import STRUCTURES, Dense, Gradients, prune_to
+from hlstm_src.growprune import STRUCTURES, Gradients, prune_to
 from hlstm_src.masks import random_mask
+from hlstm_src.schedule import Dense
 
 SHAPES = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 7)), min_size=1, max_size=3)
 RATIOS = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.25, 0.5, 0.75, 0.8, 1.0]))

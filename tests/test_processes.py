@@ -9,8 +9,8 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from hlstm_src import HLSTM, ConnectionMasks, GrowPruneSchedule
-from hlstm_src.growprune import Dense
 from hlstm_src.rivals import rival
+from hlstm_src.schedule import Dense
 from hlstm_src.training import Settings, Trainer, TrainingError
 
 MASKED = ("rnn.weight_*", "out.weight")

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hlstm_src import ConnectionMasks, grow
-from hlstm_src.growprune import Dense
 from hlstm_src.masks import live_count
 from hlstm_src.rivals import RIVALS, Gradual, Rewinding, Rewiring, parameters_left, rival, small_width
+from hlstm_src.schedule import Dense
 from tests.test_growprune import Run, lists, matrices, same
 
 SPARSE = [name for name in RIVALS if "dense" not in name]

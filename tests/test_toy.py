@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hlstm_src.growprune import Dense
+from hlstm_src.schedule import Dense
 from hlstm_src.toy import Interlock, ToyModel, ToyTask
 from hlstm_src.training import Settings, Trainer
 

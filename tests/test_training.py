@@ -10,9 +10,9 @@ import torch
 
 from hlstm_src.corpora import ALPHABET, SpeechCorpus
 from hlstm_src.deepspeech2 import DeepSpeech2
-from hlstm_src.growprune import Dense, GrowPruneSchedule
 from hlstm_src.masks import ConnectionMasks
 from hlstm_src.rivals import rival
+from hlstm_src.schedule import Dense, GrowPruneSchedule
 from hlstm_src.tasks import SpeechTask
 from hlstm_src.training import Interrupted, Settings, Trainer, TrainingError, learning_rate
 from tests.speech import make_corpus
