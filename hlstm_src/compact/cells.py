@@ -1,0 +1,251 @@
+"""Recurrent cells on packed matrices: a whole sequence, or one step of a small beam, in one compiled call.
+
+LSTM and H-LSTM are one program: products and activations, layer by layer, then the gates. An LSTM has no layer but the
+first. Of an H-LSTM's further layers the four gates' matrices are joined into one, block by block on its diagonal, so
+that each layer is one product; the layouts do not store what lies beside the blocks.
+
+Weights come as numpy arrays, named and shaped as `hlstm_src.lstm.HLSTM` and torch.nn.GRU store them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numba import njit
+
+from . import layouts
+from .kernels import OPTIONS, aligned, aligned_rows, elu_, product, sigmoid_, tanh_
+from .layouts import LANES, WINDOW, Layout
+
+ACTIVATIONS = {"relu": 0, "leaky_relu": 1, "tanh": 2, "elu": 3}
+
+
+def padded(n: int) -> int:
+    """Floats of a row in the kernels' buffers: whole registers, and room behind the last window."""
+    return -(-n // LANES) * LANES + WINDOW
+
+
+@dataclass
+class Cell:
+    """A packed cell of `kind` lstm, hlstm or gru with I inputs and H units.
+
+    inputs, hidden: layouts of W_ih and W_hh; gates: of the further layers, joined; biases: one for each of hidden and
+    gates, (R) each. A GRU's biases are those of W_ih and W_hh.
+    """
+    kind: str
+    size: int                              # H
+    activation: str
+    inputs: Layout
+    hidden: Layout
+    gates: list[Layout] = field(default_factory=list)
+    biases: list[np.ndarray] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.layers = [self.hidden, *self.gates]
+        self.width = padded(max(layer.shape[0] for layer in self.layers))
+        self.biases = [_row(b, self.width) for b in self.biases]
+        self._program = (tuple(layer.packed for layer in self.layers), tuple(self.biases), self.inputs.packed,
+                         ACTIVATIONS[self.activation], self.size)
+
+    @property
+    def matrices(self) -> list[Layout]:
+        return [self.inputs, *self.layers]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that one step reads, biases included."""
+        return sum(m.nbytes for m in self.matrices) + sum(b.nbytes for b in self.biases)
+
+    def run(self, x: np.ndarray, h: np.ndarray | None = None, c: np.ndarray | None = None, reverse: bool = False):
+        """x (T, I) -> outputs (T, H) and the last h and c, (H) each; `reverse` goes from the end to the start.
+
+        Outputs stand at their own step in both directions. A GRU has no c: it comes back as None.
+        """
+        T, H = len(x), self.size
+        xs, hs = _rows(x), aligned((T, padded(H)))
+        state = _row(np.zeros(H) if h is None else h, padded(H)), _row(np.zeros(H) if c is None else c, padded(H))
+        if self.kind == "gru":
+            _run_gru(*self._program, xs, hs, state[0], reverse)
+            return hs[:, :H], state[0][:H], None
+        _run_lstm(*self._program, xs, hs, *state, reverse)
+        return hs[:, :H], state[0][:H], state[1][:H]
+
+    def step(self, x: np.ndarray, h: np.ndarray, c: np.ndarray | None = None):
+        """One step of k sequences: x (k, I), h and c (k, H) -> new h and c."""
+        hs, cs = _rows(h), _rows(np.zeros_like(h) if c is None else c)
+        if self.kind == "gru":
+            _step_gru(*self._program, _rows(x), hs, aligned((3, len(x), self.width)))
+            return hs[:, :self.size], None
+        step_lstm(*self._program, _rows(x), hs, cs, aligned((len(self.layers), len(x), self.width)))
+        return hs[:, :self.size], cs[:, :self.size]
+
+
+def both(forth: Cell, back: Cell, x: np.ndarray, pool=None) -> np.ndarray:
+    """Outputs of two directions summed, x (T, I) -> (T, H); with a `pool` of threads they run side by side."""
+    if pool is None:
+        return forth.run(x)[0] + back.run(x, reverse=True)[0]
+    other = pool.submit(back.run, x, reverse=True)
+    return forth.run(x)[0] + other.result()[0]
+
+
+def lstm(weights: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray] | None = None, *, activation: str = "relu",
+         suffix: str = "_l0", values: str = "fp32", kind: str | None = None) -> Cell:
+    """An LSTM or H-LSTM cell from one layer and direction of an `HLSTM`, say weights["weight_ih" + suffix].
+
+    `kind` forces one layout. Raises KeyError for a missing weight, ValueError for shapes that do not fit.
+    """
+    masks = masks or {}
+
+    def packed(name: str) -> Layout:
+        return layouts.pack(weights[name + suffix], masks.get(name + suffix), kind, values)
+    H, gate_layers = weights["weight_hh" + suffix].shape[1], 0
+    gates, biases = [], [weights.get("bias_ih" + suffix, np.zeros(len(weights["weight_ih" + suffix])))]
+    if "bias_hh" + suffix in weights:
+        biases[0] = biases[0] + weights["bias_hh" + suffix]
+    while any(f"weight_gate{gate_layers + 1}{gate}{suffix}" in weights for gate in ("", "_i")):
+        gate_layers += 1
+        name = f"weight_gate{gate_layers}"
+        everywhere = {n: np.ones_like(w, bool) for n, w in weights.items()}
+        joined, alive, region = (_joined(part, name, suffix, len(biases[-1]))
+                                 for part in (weights, everywhere | dict(masks), everywhere))
+        gates.append(layouts.pack(joined, alive, kind, values, region))
+        biases.append(weights.get(f"bias_gate{gate_layers}{suffix}", np.zeros(len(joined))))
+    if len(biases[-1]) != 4 * H:
+        raise ValueError(f"weights{suffix}: the last layer has {len(biases[-1])} rows, not the {4 * H} of four gates")
+    return Cell("hlstm" if gates else "lstm", H, activation, packed("weight_ih"), packed("weight_hh"), gates, biases)
+
+
+def gru(weights: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray] | None = None, *, suffix: str = "_l0",
+        values: str = "fp32", kind: str | None = None) -> Cell:
+    """A GRU cell from one layer and direction of a torch.nn.GRU, say weights["weight_ih" + suffix]."""
+    masks = masks or {}
+    ih, hh = (layouts.pack(weights[name], masks.get(name), kind, values)
+              for name in ("weight_ih" + suffix, "weight_hh" + suffix))
+    none = np.zeros(ih.shape[0])
+    biases = [weights.get(n + suffix, none) for n in ("bias_ih", "bias_hh")]
+    return Cell("gru", hh.shape[1], "tanh", ih, hh, [], biases)
+
+
+def _joined(weights: Mapping[str, np.ndarray], name: str, suffix: str, columns: int) -> np.ndarray:
+    """A further layer's matrix over all gates' hidden units: each gate's block under its own columns."""
+    if name + suffix in weights:
+        whole = weights[name + suffix]
+        blocks = np.split(whole, columns // whole.shape[1] if columns % whole.shape[1] == 0 else 1)
+    else:
+        blocks = [weights[f"{name}_{gate}{suffix}"] for gate in "ifgo"]
+    if sum(b.shape[1] for b in blocks) != columns:
+        raise ValueError(f"{name}{suffix}: its columns do not add up to the {columns} units before it")
+    joined = np.zeros((sum(len(b) for b in blocks), columns), blocks[0].dtype)
+    row = column = 0
+    for b in blocks:
+        joined[row:row + len(b), column:column + b.shape[1]] = b
+        row, column = row + len(b), column + b.shape[1]
+    return joined
+
+
+def _row(a, width: int) -> np.ndarray:
+    row = aligned(width)
+    row[:len(a)] = a
+    return row
+
+
+def _rows(x: np.ndarray) -> np.ndarray:
+    rows = aligned((len(x), padded(x.shape[1])))
+    rows[:, :x.shape[1]] = x
+    return rows
+
+
+@njit(**OPTIONS)
+def step_lstm(layers, biases, inputs, activation, H, x, h, c, room):
+    """One step of k sequences, in place: x (k, >= I), h and c (k, >= H); room (layers, k, width) is scratch."""
+    k = len(x)
+    room[0, :, :] = biases[0]
+    product(inputs, x.ctypes.data, x.shape[1], room.ctypes.data, room.shape[2], k)
+    for j in range(k):
+        _cell(layers, biases, activation, H, room[0, j], h[j], c[j], room[:, j])
+
+
+@njit(**OPTIONS)
+def _cell(layers, biases, activation, H, first, h, c, room):
+    """first (R): bias and input's part of the first layer; h and c (H) are renewed; room (layers, width) is scratch."""
+    product(layers[0], h.ctypes.data, 0, first.ctypes.data, 0, 1)
+    y = first
+    for n in range(1, len(layers)):
+        _activate(y, activation, layers[n - 1][2])
+        after = room[n]
+        after[:] = biases[n]
+        product(layers[n], y.ctypes.data, 0, after.ctypes.data, 0, 1)
+        y = after
+    sigmoid_(y, 2 * H)                                             # i and f, g, o: the order of the rows
+    tanh_(y[2 * H:], H)
+    sigmoid_(y[3 * H:], H)
+    for n in range(H):
+        c[n] = y[H + n] * c[n] + y[n] * y[2 * H + n]
+        h[n] = c[n]
+    tanh_(h, H)
+    for n in range(H):
+        h[n] *= y[3 * H + n]
+
+
+@njit(**OPTIONS)
+def _activate(y, activation, n):
+    if activation == 0:
+        for j in range(n):
+            y[j] = max(y[j], np.float32(0))
+    elif activation == 1:
+        for j in range(n):
+            y[j] = max(y[j], np.float32(0.01) * y[j])
+    elif activation == 2:
+        tanh_(y, n)
+    else:
+        elu_(y, n)
+
+
+@njit(**OPTIONS)
+def _run_lstm(layers, biases, inputs, activation, H, x, hs, h, c, reverse):
+    T = len(x)
+    width = biases[0].shape[0]
+    first, room = aligned_rows(T, width), aligned_rows(len(layers), width)
+    first[:, :] = biases[0]
+    product(inputs, x.ctypes.data, x.shape[1], first.ctypes.data, width, T)      # the inputs' part, all steps at once
+    for s in range(T):
+        t = T - 1 - s if reverse else s
+        _cell(layers, biases, activation, H, first[t], h, c, room)
+        hs[t, :H] = h[:H]
+
+
+@njit(**OPTIONS)
+def _step_gru(layers, biases, inputs, activation, H, x, h, room):
+    """One step of k sequences, in place, as `step_lstm`; room (3, k, width)."""
+    k, width = len(x), room.shape[2]
+    room[0, :, :] = biases[0]
+    product(inputs, x.ctypes.data, x.shape[1], room.ctypes.data, width, k)
+    for j in range(k):
+        _gru(layers[0], biases[1], H, room[0, j], h[j], room[1, j])
+
+
+@njit(**OPTIONS)
+def _gru(hidden, bias, H, first, h, y):
+    """first (3H): bias and input's part; h (H) is renewed; y (width) is scratch. Rows: r, z, n."""
+    y[:] = bias
+    product(hidden, h.ctypes.data, 0, y.ctypes.data, 0, 1)
+    for n in range(2 * H):
+        first[n] += y[n]
+    sigmoid_(first, 2 * H)
+    for n in range(H):
+        first[2 * H + n] += first[n] * y[2 * H + n]
+    tanh_(first[2 * H:], H)
+    for n in range(H):
+        h[n] = first[2 * H + n] + first[H + n] * (h[n] - first[2 * H + n])
+
+
+@njit(**OPTIONS)
+def _run_gru(layers, biases, inputs, activation, H, x, hs, h, reverse):
+    T, width = len(x), biases[0].shape[0]
+    first, room = aligned_rows(T, width), aligned_rows(1, width)
+    first[:, :] = biases[0]
+    product(inputs, x.ctypes.data, x.shape[1], first.ctypes.data, width, T)
+    for s in range(T):
+        t = T - 1 - s if reverse else s
+        _gru(layers[0], biases[1], H, first[t], h, room[0])
+        hs[t, :H] = h[:H]
