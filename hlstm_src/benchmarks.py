@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from . import scores
 from .audio import ALPHABET, BINS
 from .corpora import SpeechCorpus
-from .counting import convolution_positions, count
+from .counting import Counts, count, output_positions
 from .deepspeech2 import DeepSpeech2
 from .tasks import SpeechTask
 from .toy import Interlock, ToyModel, ToyTask
@@ -44,14 +44,19 @@ class Speech:
                             for u, text in zip(test, heard)]}
 
     @staticmethod
-    def counts(model: DeepSpeech2, masks: dict[str, Tensor]) -> dict:
-        """Of one output frame (20 ms of sound): the recurrent matrices alone, and the whole model."""
+    def frame(model: DeepSpeech2, masks: dict[str, Tensor], **options) -> Counts:
+        """The costs of one output frame (20 ms of sound), by layer; `options` as `count`."""
         spec, lengths = torch.zeros(1, BINS, 201), torch.tensor([201])
         with torch.no_grad():
             made = int(model(spec, lengths)[1])
-        positions = {name: n // made for name, n in convolution_positions(model, spec, lengths).items()}
+        positions = {name: n // made for name, n in output_positions(model, spec, lengths).items()}
+        return count(model, masks, positions=positions, **options)
+
+    @staticmethod
+    def counts(model: DeepSpeech2, masks: dict[str, Tensor]) -> dict:
+        """Of one output frame: the recurrent matrices alone, and the whole model."""
         return {"cell": count(model, masks, include="rnns.", weights_only=True).record(),
-                "model": count(model, masks, positions=positions).record()}
+                "model": Speech.frame(model, masks).record()}
 
 
 class Toy:

@@ -10,7 +10,9 @@ import numpy as np
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from .counting import Counts
 from .figures import BLUE, GREEN, LINES, ORANGE, PURPLE, SKY, VERMILION, Picture, _array, _styled
+from .paper import short
 
 PLUM = "#8F4A78"                       # the palette's purple, darker, so that it carries white letters
 
@@ -248,4 +250,35 @@ def timeline(lanes: Mapping[str, Sequence[tuple[str, float]]]) -> Picture:
     ax.grid(True, axis="x")
     marks = [Rectangle((0, 0), 1, 1, facecolor=looks[kind], linewidth=0) for kind in kinds]
     fig.legend(marks, kinds, loc="outside lower center", ncols=2)
+    return fig
+
+
+@_styled
+def costs(networks: Mapping[str, Mapping[str, Counts]]) -> Picture:
+    """Where a network's parameters and MACs sit: {network: {layer: its Counts}}, all of them beside the live ones."""
+    rows = [len(layers) for layers in networks.values()]
+    fig = Picture(0.9 + 0.36 * sum(rows) + 0.45 * len(rows), "Parameters and MACs by layer, all and live: " + "; ".join(
+        f"{name}: {', '.join(layers)}" for name, layers in networks.items()))
+    axes = fig.subplots(len(rows), 2, sharex="col", sharey="row", squeeze=False, height_ratios=rows)
+    looks = {"all": {"color": "#bcd7ea"}, "live": {"color": BLUE}}
+    for line, (name, layers) in zip(axes, networks.items()):
+        for ax, what in zip(line, ("params", "macs")):
+            whole = [getattr(layer, what) for layer in layers.values()]
+            live = [getattr(layer, f"nonzero_{what}") for layer in layers.values()]
+            ax.barh(range(len(whole)), whole, height=0.72, **looks["all"])
+            ax.barh(range(len(live)), live, height=0.4, **looks["live"])
+            for y, (n, k) in enumerate(zip(whole, live)):
+                ax.annotate(short(k, 2), (n, y), (4, 0), textcoords="offset points", va="center", fontsize=9)
+            ax.grid(False, axis="y")
+            ax.grid(True, axis="x")
+            ax.xaxis.set_major_formatter(lambda value, _: short(value, 2))
+            ax.xaxis.set_major_locator(MaxNLocator(4))
+            ax.margins(x=0.16)
+        line[0].set_title(name)
+        line[0].set_yticks(range(len(layers)), list(layers))
+        line[0].set_ylim(len(layers) - 0.4, -0.6)
+    for ax, label in zip(axes[-1], ("parameters", "MACs in a frame")):
+        ax.set_xlabel(label)
+    marks = [Rectangle((0, 0), 1, 1, linewidth=0, **look) for look in looks.values()]
+    fig.legend(marks, ["all", "live (the number beside the bar)"], loc="outside lower center", ncols=2)
     return fig

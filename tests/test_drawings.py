@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hlstm_src import HLSTM, drawings
+from hlstm_src.counting import Counts
 from tests.pictures import drawn
 
 
@@ -112,6 +113,20 @@ def test_a_timeline_keeps_order_and_length():
 def test_a_timeline_of_too_many_kinds_is_refused():
     with pytest.raises(ValueError, match="can be told apart"):
         drawings.timeline({"a": [(str(k), 1.0) for k in range(7)]})
+
+
+def test_costs_show_all_and_live_of_every_layer():
+    layers = {"wide": Counts(params=2000, nonzero_params=500, macs=9_000_000, nonzero_macs=3_000_000),
+              "narrow": Counts(params=10, nonzero_params=10, macs=40, nonzero_macs=40)}
+    picture = drawn(drawings.costs({"one": layers, "two": {"wide": layers["wide"]}}))
+    assert len(picture.axes) == 4
+    bars = [[(p.get_y() + p.get_height() / 2, p.get_width()) for p in ax.patches] for ax in picture.axes]
+    assert bars[0] == pytest.approx(np.array([(0, 2000), (1, 10), (0, 500), (1, 10)]))
+    assert bars[1] == pytest.approx(np.array([(0, 9e6), (1, 40), (0, 3e6), (1, 40)]))
+    assert bars[3] == pytest.approx(np.array([(0, 9e6), (0, 3e6)]))
+    assert [t.get_text() for t in picture.axes[1].texts] == ["3.0 M", "40"]
+    assert [t.get_text() for t in picture.axes[0].get_yticklabels()] == ["wide", "narrow"]
+    assert {"parameters", "MACs in a frame", "one", "two"} <= set(texts(picture))
 
 
 def test_matplotlib_is_left_as_it_was():
