@@ -1,6 +1,6 @@
 """Sound as the recogniser takes it, without torch: its format, its letters, and how to read any sound file."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,34 +20,60 @@ class AudioError(UserError):
 
 
 def read(path: str | Path) -> np.ndarray:
-    """Samples (N) in [-1, 1] at 16 kHz of any sound file that libsndfile knows: channels averaged, rate converted.
+    """Samples (N) at 16 kHz of any sound file that libsndfile knows: channels averaged, rate converted.
 
-    Raises AudioError for a file that is missing, is no sound, holds no sample, or holds values that are not numbers.
+    Read block by block, so that memory goes with the seconds of sound and not with what a header promises. Raises
+    AudioError for a file that is missing, is no sound, holds no sample, or holds values that are no sound.
     """
     import soundfile
+
+    def blocks(file) -> Iterator[np.ndarray]:
+        while len(block := file.read(1 << 16, "float32", always_2d=True)):
+            yield block
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError, TypeError) as error:
-        reason = "no such file" if not Path(path).is_file() else f"no sound file ({error})"
-        raise AudioError(f"{path}: {reason}") from None
-    return convert(samples, rate, str(path))
+        with soundfile.SoundFile(path) as file:
+            return _joined(blocks(file), file.samplerate, str(path))
+    except (soundfile.LibsndfileError, OSError, TypeError, ValueError, RuntimeError) as error:
+        reason = "no such file" if not Path(path).exists() else f"no sound file ({error})"
+        raise AudioError(f"{path}: {' '.join(reason.split())}") from None
 
 
-def convert(samples: np.ndarray, rate: int, name: str = "samples") -> np.ndarray:
-    """samples (N) or (N, channels) at any rate -> (N') at 16 kHz. Raises AudioError, as `read`."""
-    samples = np.asarray(samples, np.float32)
-    if samples.ndim not in (1, 2) or not samples.size:
-        raise AudioError(f"{name}: no samples in it" if not samples.size else
-                         f"{name}: {samples.ndim} dimensions; expected (samples) or (samples, channels)")
-    if not np.isfinite(samples).all():
-        raise AudioError(f"{name}: holds values that are not numbers")
-    if not 0 < rate < 10_000_000:
-        raise AudioError(f"{name}: a rate of {rate} samples a second")
-    samples = samples.mean(1) if samples.ndim == 2 else samples
+def convert(samples: np.ndarray, rate: float, name: str = "samples") -> np.ndarray:
+    """samples (N) or (N, channels) at any rate -> (N') at 16 kHz. Raises AudioError, as `read`.
+
+    Whole numbers, as files of 16 bits hold them, are taken as shares of their type's range.
+    """
+    samples = np.asarray(samples)
+    if samples.dtype.kind not in "if" or samples.ndim not in (1, 2):
+        raise AudioError(f"{name}: {samples.dtype} of {samples.ndim} dimensions; expected numbers, (samples) or "
+                         "(samples, channels)")
+    if not samples.size:
+        raise AudioError(f"{name}: no samples in it")
+    scale = 2.0 ** (8 * samples.dtype.itemsize - 1) if samples.dtype.kind == "i" else 1.0
+    return _joined([(samples / scale).astype(np.float32).reshape(len(samples), -1)], rate, name)
+
+
+def _joined(blocks: Iterable[np.ndarray], rate: float, name: str) -> np.ndarray:
+    """Blocks (n, channels) at `rate`, one behind the other -> (N) at 16 kHz."""
+    if not 1000 <= rate <= 1_000_000:
+        raise AudioError(f"{name}: a rate of {rate} samples a second is no sound's")
+    stream, parts = None, []
     if rate != SAMPLE_RATE:
         import soxr
-        samples = soxr.resample(samples, rate, SAMPLE_RATE).astype(np.float32)
-    return samples
+        stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
+    for block in blocks:
+        if block.shape[1] > 64 or not (np.abs(block) < 1e6).all():
+            raise AudioError(f"{name}: {block.shape[1]} channels are no sound" if block.shape[1] > 64 else
+                             f"{name}: holds values that are no sound")
+        mono = block.mean(1)
+        if len(mono):
+            parts.append(stream.resample_chunk(mono) if stream else mono)
+    if not parts:
+        raise AudioError(f"{name}: no samples in it")
+    if stream:
+        parts.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
+    whole = np.concatenate(parts)
+    return whole if len(whole) else np.zeros(1, np.float32)        # a sample or two can resample to none
 
 
 def pieces(samples: np.ndarray, longest: float = 20.0) -> Iterator[np.ndarray]:
