@@ -23,8 +23,6 @@ from safetensors.numpy import save
 from ..errors import UserError
 
 FORMAT = 2
-LARGEST = 1 << 28                      # entries of a tensor: a gigabyte of float32
-TYPES = {"F32": np.float32, "F16": np.float16, "I8": np.int8, "U8": np.uint8, "I64": np.int64}
 
 
 class ModelFileError(UserError):
@@ -43,15 +41,19 @@ def write(path: str | Path, tensors: Mapping[str, np.ndarray], masks: Mapping[st
     stored = {}
     for name, tensor in tensors.items():
         kept = np.asarray(tensor, np.float32)
+        if name in masks:
+            kept = np.where(masks[name], kept, np.float32(0))
+        if not np.isfinite(kept).all():
+            raise ValueError(f"{name} holds values that are not numbers")
         if kept.ndim >= 2 and values == "int8":
             rows = np.abs(kept).reshape(len(kept), -1).max(1)
             scale = np.where(rows > 0, rows / 127, 1).astype(np.float32)
             stored[f"{name}.scale"] = scale
             kept = np.rint(kept / scale.reshape(-1, *[1] * (kept.ndim - 1))).astype(np.int8)
         elif kept.ndim >= 2 and values == "fp16":
+            if np.abs(kept).max(initial=0) >= 65520:               # what rounds to infinity
+                raise ValueError(f"{name} holds values that fp16 cannot")
             kept = kept.astype(np.float16)
-        if kept.dtype != np.int8 and not np.isfinite(kept).all():
-            raise ValueError(f"{name} holds values that {values} cannot")
         if name in masks:
             coded, bits = gaps(masks[name]), np.packbits(masks[name])
             stored |= {f"{name}.gaps": coded} if coded.nbytes < bits.nbytes else {f"{name}.mask": bits}
@@ -113,15 +115,19 @@ class ModelFile:
                                  "update the program")
 
     def error(self, what: str) -> ModelFileError:
+        what = "".join(c if c.isprintable() else "?" for c in what[:500])
         return ModelFileError(f"{self.path}: {what}; restore the file, or pack the model again")
+
+    def afford(self, entries: int) -> None:
+        """Refuses a model of so many entries that a file of this size could hardly mean it."""
+        if entries > (1 << 20) + 128 * self.path.stat().st_size:
+            raise self.error(f"a model of {entries} weights in {self.path.stat().st_size} bytes")
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray | None]:
         """(float32 values of that shape, their mask or None). Nothing is allocated before the sizes are checked."""
         size, form = math.prod(shape), next((f for f in (".mask", ".gaps", "") if name + f in self.names), None)
         if form is None:
             raise self.error(f"tensor {name} is missing")
-        if size > LARGEST:
-            raise self.error(f"tensor {name} would have {size} entries")
         scale = None
         if name + ".scale" in self.names:
             scale = self._read(name + ".scale", (shape[0],), ("F32",)).reshape(-1, *[1] * (len(shape) - 1))

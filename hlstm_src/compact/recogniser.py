@@ -4,6 +4,7 @@ A convolution is a product too: its kernel is a packed matrix whose places are o
 the columns of x. Batch normalisation is folded into what follows or precedes it.
 """
 
+import math
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 
@@ -130,17 +131,21 @@ def _sizes(file: ModelFile) -> dict:
         least = 0 if name == "gate_layers" else 1
         if type(m.get(name)) is not int or not least <= m[name] <= most:
             raise file.error(f"{name} {m.get(name)!r} is not a whole number from {least} to {most}")
-    if m["cell"] not in ("lstm", "gru", "hlstm") or m["activation"] not in cells.ACTIVATIONS:
+    if m["cell"] not in ("lstm", "gru", "hlstm") or m["activation"] not in list(cells.ACTIVATIONS):
         raise file.error(f"cell {m['cell']!r} or activation {m['activation']!r} is unknown")
-    if m["labels"] != len(letters):
-        raise file.error(f"{m['labels']} labels, but an alphabet of {len(letters)}")
+    if m["labels"] != len(letters) or not letters.isprintable():
+        raise file.error(f"{m['labels']} labels need as many letters that can be printed, not {len(letters)}")
     width = m["hidden"] if m["gate_width"] is None else m["gate_width"]
     if isinstance(width, list) and len(width) == 4:
         width = dict(zip("fiog", width))
     widths = [width.get(gate) for gate in "ifgo"] if isinstance(width, dict) else [width] * 4
     if not all(type(w) is int and 0 < w <= 16_384 for w in widths) or type(m["shared_hidden"]) is not bool:
         raise file.error(f"gate_width {m['gate_width']!r} or shared_hidden {m['shared_hidden']!r} is wrong")
-    return m | {"widths": widths[:1] if m["shared_hidden"] else widths}
+    m |= {"widths": widths[:1] if m["shared_hidden"] else widths}
+    frame = audio.BINS * m["channels"]                             # more than the first layer's inputs
+    layers = (sum(map(math.prod, _shapes(m, m["hidden"] if k else frame).values())) for k in range(m["layers"]))
+    file.afford(2 * sum(layers) + m["labels"] * m["hidden"] + 231 * m["channels"] ** 2)
+    return m
 
 
 def _cell(file: ModelFile, m: dict, prefix: str, back: bool, size: int, scale, add, values, kind, frame) -> cells.Cell:
