@@ -1,4 +1,4 @@
-"""The command line: `python -m hlstm_src run|evaluate|report|bench|doctor`, each with --help."""
+"""The command line: `python -m hlstm_src run|evaluate|pack|transcribe|report|bench|doctor`, each with --help."""
 
 import importlib.util
 import os
@@ -9,6 +9,10 @@ from typing import Annotated
 
 import typer
 
+from .errors import UserError
+
+TRAINED = Path(__file__).parent.parent / "results/desk/ds2-hlstm-gp/seed0.safetensors"
+RECOGNISER = TRAINED.with_suffix(".compact.safetensors")
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Grow and Prune LSTMs: run and read the experiments of the book.")
 benches = typer.Typer(no_args_is_help=True, help="Measure speed: contestants take turns, ratios are printed.")
@@ -50,6 +54,50 @@ def evaluate(model: Annotated[Path, typer.Argument(help="a .safetensors file tha
     print(f"{model.name} on {speech.name} {split}: WER {rates['wer']:.4f} %, 95 % interval "
           f"{rates['wer_low']:.1f} to {rates['wer_high']:.1f}; CER {rates['cer']:.4f} %; "
           f"{rates['utterances']:.0f} utterances")
+
+
+@app.command()
+def pack(model: Annotated[Path, typer.Argument(help="a .safetensors file that `run` wrote")],
+         out: Annotated[Path, typer.Argument(help="the compact file to write")],
+         values: Annotated[str, typer.Option(help="fp32, fp16 or int8")] = "fp16"):
+    """Write a trained recogniser as a compact file; print its layouts and what storing it takes."""
+    from . import load_compact
+    from .compact import pack as packing
+    size = packing.pack(model, out, values)
+    for name, matrix in load_compact(out).matrices.items():
+        print(f"{name:<32} {matrix.kind:<8} {matrix.why}")
+    print("\nbytes on disk")
+    for name, n in packing.sizes(model).items():
+        print(f"  {name:<18} {n:>12,}")
+    print(f"wrote {_short(out)}: {size:,} bytes")
+
+
+@app.command()
+def transcribe(files: Annotated[list[Path], typer.Argument(help="sound files of any rate and number of channels")],
+               model: Annotated[Path, typer.Option(help="a recogniser's file")] = RECOGNISER,
+               beam: Annotated[int, typer.Option(min=1, help="prefixes that the search keeps; 1: greedy")] = 1,
+               threads: Annotated[int, typer.Option(min=1, max=2, help="2: both directions at once")] = 1,
+               json: Annotated[bool, typer.Option("--json", help="a JSON object a line")] = False):
+    """Write down what is said in sound files. Exit code 1 if one of them could not be read; the others are done."""
+    from json import dumps
+
+    from . import load_compact
+    from .audio import AudioError
+    recogniser, failed = load_compact(model, threads=threads), 0
+    for k, path in enumerate(files, 1):
+        if len(files) > 1 and sys.stderr.isatty():
+            print(f"{k} of {len(files)}  {path}", end="\r", file=sys.stderr)
+        try:
+            text, problem = recogniser.transcribe(path, beam=beam), None
+        except AudioError as error:
+            text, problem, failed = None, str(error), failed + 1
+            print(f"error: {error}", file=sys.stderr)
+        if json:
+            print(dumps({"file": str(path), "text": text} | ({"error": problem} if problem else {})))
+        elif text is not None:
+            print(f"{path}\t{text}" if len(files) > 1 else text)
+    if failed:
+        raise SystemExit(1)
 
 
 @app.command()
@@ -95,6 +143,22 @@ def bench_masks(rounds: Annotated[int, typer.Option(min=1, help="timings of each
         bench.save(json, "masks", rows, copies={"masks": masks, "gradients": sums})
 
 
+@benches.command("engine")
+def bench_engine(quick: Annotated[bool, typer.Option(help="tiny layers: is everything there?")] = False,
+                 model: Annotated[Path | None, typer.Option(help="a trained recogniser, for its own masks")] = TRAINED,
+                 rounds: Annotated[int, typer.Option(min=1, help="timings of each contestant")] = 9,
+                 json: JsonOption = None):
+    """A step of sparse recurrent layers on our engine, against the best dense engine. One thread, one sequence."""
+    from . import bench
+    from . import bench_engine as b
+    made, rows, bounds = b.engine(quick, model if model and model.exists() else None, rounds)
+    print(b.table(made, rows, bounds))
+    if json:
+        bench.save(json, "engine", rows, limits={"bytes_per_second": bounds.bandwidth, "macs_per_second": bounds.macs},
+                   cases=[{"case": c.name, "steps": c.steps, "macs": c.macs, "dense": c.dense, "bytes": c.bytes,
+                           "live": c.live} for c in made])
+
+
 @app.command()
 def doctor():
     """Look at this machine: packages, cores, GPU, corpora. Exit code 1 if something needed is missing."""
@@ -127,17 +191,12 @@ def _short(path: Path) -> str:
 
 def main() -> None:
     """Runs the command line; what users can mend is one line on standard error and exit code 1, not a traceback."""
-    from .corpora import CorpusError
-    from .records import RecordError
-    from .training import Interrupted, TrainingError
     try:
         app()
-    except Interrupted as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(130)
-    except (CorpusError, RecordError, TrainingError, FileNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    except (UserError, FileNotFoundError, ValueError) as error:
+        code = getattr(error, "exit_code", 1)
+        print(error if code == 130 else f"error: {error}", file=sys.stderr)
+        sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from . import scores
-from .corpora import ALPHABET, SpeechCorpus
+from .audio import ALPHABET, BINS
+from .corpora import SpeechCorpus
 from .counting import convolution_positions, count
-from .deepspeech2 import BINS, DeepSpeech2
+from .deepspeech2 import DeepSpeech2
 from .tasks import SpeechTask
 from .toy import Interlock, ToyModel, ToyTask
 

@@ -12,15 +12,14 @@ import soundfile
 import torch
 from torch import Tensor
 
-from .deepspeech2 import SAMPLE_RATE
+from .audio import ALPHABET, SAMPLE_RATE
+from .errors import UserError
 
 SPLITS = ("train", "valid", "test")
-BLANK = 0
-ALPHABET = "_'ABCDEFGHIJKLMNOPQRSTUVWXYZ "     # position = label; "_" stands for CTC's blank
 LABELS = {letter: k for k, letter in enumerate(ALPHABET)}
 
 
-class CorpusError(Exception):
+class CorpusError(UserError):
     """A corpus cannot be used; the message names file, line and remedy."""
 
 

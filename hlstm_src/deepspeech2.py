@@ -9,12 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .audio import BINS, CONVOLUTIONS, HOP, WINDOW
 from .lstm import HLSTM, flip
-
-SAMPLE_RATE = 16_000
-WINDOW, HOP = 320, 160                 # 20 ms and 10 ms
-BINS = WINDOW // 2 + 1                 # 161
-CONVOLUTIONS = ((41, 11, 2, 2), (21, 11, 2, 1))   # kernel and stride, in frequency and time: (kF, kT, sF, sT)
 
 
 def frames(samples: Tensor | int) -> Tensor | int:

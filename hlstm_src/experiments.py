@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from . import benchmarks, records, rivals, scores
-from .corpora import ALPHABET, SpeechCorpus
+from .audio import ALPHABET
+from .corpora import SpeechCorpus
 from .deepspeech2 import DeepSpeech2, spectrogram
 from .masks import ConnectionMasks, live_count, load_model, load_tensors, save_model
 from .profiles import ROOT, Profile, Speech, Toy, profile
@@ -28,8 +29,8 @@ from .training import Settings, Trainer, accelerator
 
 # The code that decides what a run computes: a change in one of these makes the records of smoke and laptop stale.
 CODE = [Path(__file__).with_name(f"{name}.py") for name in
-        ("scan", "lstm", "masks", "growprune", "schedule", "rivals", "deepspeech2", "corpora", "scores", "counting",
-         "tasks", "toy", "benchmarks", "training", "experiments")]
+        ("scan", "lstm", "masks", "growprune", "schedule", "rivals", "audio", "deepspeech2", "corpora", "scores",
+         "counting", "tasks", "toy", "benchmarks", "training", "experiments")]
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
+from .errors import UserError
+
 SCHEMA_VERSION = 1
 LOCAL, KEPT = ("smoke", "laptop"), ("desk", "paper")
 PROFILES = LOCAL + KEPT
@@ -32,7 +34,7 @@ PACKAGES = ("torch", "numpy", "scipy", "accelerate", "safetensors", "soundfile",
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-class RecordError(Exception):
+class RecordError(UserError):
     """A record cannot be read or written. One line: the file, the field, the remedy."""
 
 

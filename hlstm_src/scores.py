@@ -4,7 +4,7 @@ import jiwer
 import numpy as np
 from torch import Tensor
 
-from .corpora import ALPHABET, BLANK
+from .audio import ALPHABET, BLANK
 
 NORMALISATION = ("upper case, letters, apostrophe and single spaces; words split at spaces, "
                  "spelled letters count as words")

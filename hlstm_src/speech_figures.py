@@ -9,8 +9,8 @@ import jiwer
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from .corpora import ALPHABET, BLANK, SpeechCorpus
-from .deepspeech2 import HOP, SAMPLE_RATE, WINDOW
+from .audio import ALPHABET, BLANK, HOP, SAMPLE_RATE, WINDOW
+from .corpora import SpeechCorpus
 from .figures import BLUE, GREEN, LINES, VERMILION, WIDTH, Picture, _array, _styled
 
 

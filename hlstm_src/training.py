@@ -24,17 +24,19 @@ from accelerate.utils import broadcast, broadcast_object_list
 from torch import nn
 from tqdm import tqdm
 
+from .errors import UserError
 from .growprune import Gradients
 from .masks import ConnectionMasks, load_tensors, save_tensors
 from .schedule import Dense, GrowPruneSchedule
 
 
-class TrainingError(Exception):
+class TrainingError(UserError):
     """Training cannot go on; the message says why and what to do."""
 
 
-class Interrupted(Exception):
+class Interrupted(UserError):
     """The user stopped the run; a checkpoint is left and the message says how to go on."""
+    exit_code = 130
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hlstm_src.corpora import ALPHABET, CorpusError, SpeechCorpus, collate, encode, length_batches
+from hlstm_src.audio import ALPHABET
+from hlstm_src.corpora import CorpusError, SpeechCorpus, collate, encode, length_batches
 from tests.speech import SIZES, make_corpus
 
 

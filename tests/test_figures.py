@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hlstm_src import figures, scores, speech_figures
-from hlstm_src.corpora import ALPHABET, BLANK, LABELS, SpeechCorpus
-from hlstm_src.deepspeech2 import BINS, HOP, SAMPLE_RATE, WINDOW, spectrogram
+from hlstm_src.audio import ALPHABET, BINS, BLANK, HOP, SAMPLE_RATE, WINDOW
+from hlstm_src.corpora import LABELS, SpeechCorpus
+from hlstm_src.deepspeech2 import spectrogram
 from hlstm_src.profiles import MINI_SPEECH, ROOT
 from hlstm_src.records import RunRecord
 from tests.pictures import drawn

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hlstm_src.corpora import ALPHABET, BLANK, encode
+from hlstm_src.audio import ALPHABET, BLANK
+from hlstm_src.corpora import encode
 from hlstm_src.scores import error_rates, greedy, normalise
 
 TEXTS = st.lists(st.sampled_from(["A", "BE", "ONE", "O'HARA"]), min_size=1, max_size=5).map(" ".join)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from hlstm_src import corpora
-from hlstm_src.corpora import ALPHABET, SpeechCorpus
+from hlstm_src.audio import ALPHABET
+from hlstm_src.corpora import SpeechCorpus
 from hlstm_src.deepspeech2 import DeepSpeech2, ctc_loss, spectrogram
 from hlstm_src.scores import error_rates, greedy
 from hlstm_src.tasks import SPEEDS, SpeechTask, _played

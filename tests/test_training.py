@@ -8,7 +8,8 @@ import threading
 import pytest
 import torch
 
-from hlstm_src.corpora import ALPHABET, SpeechCorpus
+from hlstm_src.audio import ALPHABET
+from hlstm_src.corpora import SpeechCorpus
 from hlstm_src.deepspeech2 import DeepSpeech2
 from hlstm_src.masks import ConnectionMasks
 from hlstm_src.rivals import rival

@@ -96,8 +96,8 @@ def lstm(weights: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray] | No
     """
     masks = masks or {}
 
-    def packed(name: str) -> Layout:
-        return layouts.pack(weights[name + suffix], masks.get(name + suffix), kind, values)
+    def packed(name: str, columns: int) -> Layout:
+        return layouts.pack(weights[name + suffix], masks.get(name + suffix), kind, values, columns=columns)
     H, gate_layers = weights["weight_hh" + suffix].shape[1], 0
     gates, biases = [], [weights.get("bias_ih" + suffix, np.zeros(len(weights["weight_ih" + suffix])))]
     if "bias_hh" + suffix in weights:
@@ -112,15 +112,16 @@ def lstm(weights: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray] | No
         biases.append(weights.get(f"bias_gate{gate_layers}{suffix}", np.zeros(len(joined))))
     if len(biases[-1]) != 4 * H:
         raise ValueError(f"weights{suffix}: the last layer has {len(biases[-1])} rows, not the {4 * H} of four gates")
-    return Cell("hlstm" if gates else "lstm", H, activation, packed("weight_ih"), packed("weight_hh"), gates, biases)
+    inputs, hidden = packed("weight_ih", 4), packed("weight_hh", 1)
+    return Cell("hlstm" if gates else "lstm", H, activation, inputs, hidden, gates, biases)
 
 
 def gru(weights: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray] | None = None, *, suffix: str = "_l0",
         values: str = "fp32", kind: str | None = None) -> Cell:
     """A GRU cell from one layer and direction of a torch.nn.GRU, say weights["weight_ih" + suffix]."""
     masks = masks or {}
-    ih, hh = (layouts.pack(weights[name], masks.get(name), kind, values)
-              for name in ("weight_ih" + suffix, "weight_hh" + suffix))
+    ih, hh = (layouts.pack(weights[name], masks.get(name), kind, values, columns=columns)
+              for name, columns in (("weight_ih" + suffix, 4), ("weight_hh" + suffix, 1)))
     none = np.zeros(ih.shape[0])
     biases = [weights.get(n + suffix, none) for n in ("bias_ih", "bias_hh")]
     return Cell("gru", hh.shape[1], "tanh", ih, hh, [], biases)

@@ -255,8 +255,9 @@ def elu_(y, n):
 
 
 @njit(**OPTIONS)
-def pack_windows(W, mask):
-    """W, mask (R, C) -> (starts, places, indices (slots, 16), values (slots, 16)) of the layout "gather"."""
+def pack_windows(W, mask, grid):
+    """W, mask (R, C) -> (starts, places, indices (slots, 16), values (slots, 16)) of the layout "gather", whose windows
+    start at multiples of `grid`."""
     rows, columns = W.shape
     blocks = (rows + LANES - 1) // LANES
     starts = np.zeros(blocks + 1, np.uint32)
@@ -274,7 +275,7 @@ def pack_windows(W, mask):
                 first = min(first, at[r])
             if first == columns:
                 break
-            first -= first % 8                                     # a register's half never straddles two cache lines
+            first -= first % grid
             if following == room:
                 room *= 2
                 places, indices, values = _longer(places), _longer(indices), _longer(values)

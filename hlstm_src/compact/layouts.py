@@ -32,6 +32,7 @@ class Layout:
     shape: tuple[int, int]
     values: str
     arrays: dict[str, np.ndarray]
+    why: str = "as asked"
 
     @property
     def packed(self) -> tuple:
@@ -67,12 +68,12 @@ class Layout:
 
 
 def pack(W: np.ndarray, mask: np.ndarray | None = None, kind: str | None = None, values: str = "fp32",
-         region: np.ndarray | None = None) -> Layout:
+         region: np.ndarray | None = None, columns: int = 1) -> Layout:
     """Packs W (R, C) where `mask` (bool, R, C; None: everywhere) is true; `kind=None` leaves the choice to `choose`.
 
     values: "fp32", "bf16" (rounded to nearest) or "int8" (a scale a row). region (bool, R, C; None: everywhere): where
-    the dense matrix has weights at all, which is what "dense" stores. Raises ValueError for an unknown name or a mask
-    of another shape.
+    the dense matrix has weights at all, which is what "dense" stores. columns: of x, in most products. Raises
+    ValueError for an unknown name or a mask of another shape.
     """
     if kind not in (None, *KINDS) or values not in VALUES:
         raise ValueError(f"kind {kind!r}, values {values!r}: choose of {', '.join(KINDS)} and {', '.join(VALUES)}")
@@ -81,7 +82,7 @@ def pack(W: np.ndarray, mask: np.ndarray | None = None, kind: str | None = None,
     if W.ndim != 2 or mask.shape != W.shape:
         raise ValueError(f"W {W.shape} and mask {mask.shape} must be two-dimensional and alike")
     region = np.ones_like(mask) if region is None else region
-    kind = kind or choose(mask, region)[0]
+    kind, why = (kind, "as asked") if kind else choose(mask, region, columns)
     rows = W.shape[0]
     W = np.where(mask, W, np.float32(0))
     scales = np.ones(-(-rows // LANES) * LANES, np.float32)
@@ -95,7 +96,7 @@ def pack(W: np.ndarray, mask: np.ndarray | None = None, kind: str | None = None,
         starts = np.concatenate([[0], mask.sum(1).cumsum()]).astype(np.uint32)
         places, indices, kept = np.nonzero(mask)[1].astype(np.uint32), empty, W[mask]
     elif kind == "gather":
-        starts, places, indices, kept = pack_windows(W, mask)
+        starts, places, indices, kept = _windows(W, mask)
     else:
         starts, places, kept = pack_slots(W, region if kind == "dense" else mask)
         indices = empty
@@ -104,31 +105,37 @@ def pack(W: np.ndarray, mask: np.ndarray | None = None, kind: str | None = None,
     for name, a in arrays.items():
         arrays[name] = aligned(a.shape, a.dtype)
         arrays[name][...] = a
-    return Layout(kind, W.shape, values, arrays)
+    return Layout(kind, W.shape, values, arrays, why)
 
 
-# Cycles of a slot of each kind, and bytes a cycle from the cache behind L2, measured on an AMD EPYC (Zen 4). They
-# decide speed only; where they are wrong, another layout than the quickest is taken.
-CYCLES = {"dense": 1.6, "block16": 1.6, "gather": 4.0, "csr": 1.5}
+# Cycles of a slot of each kind, for one column of x and for each of several, and bytes a cycle from the cache behind
+# L2: measured on an AMD EPYC (Zen 4). They decide speed only; where they are wrong, a slower layout is taken.
+CYCLES = {"dense": (2.8, 1.1), "block16": (2.8, 1.1), "gather": (4.4, 2.8), "csr": (1.9, 1.9)}
 L2, FAR_BYTES = 1 << 20, 24
 
 
-def choose(mask: np.ndarray, region: np.ndarray | None = None) -> tuple[str, str]:
+def choose(mask: np.ndarray, region: np.ndarray | None = None, columns: int = 1) -> tuple[str, str]:
     """(the layout that should be quickest on this CPU, why): a product's cycles by slots, or by bytes if those weigh
     more. A CPU without AVX-512 has no "gather"."""
     slots = {"csr": int(mask.sum()), "block16": _filled(mask), "dense": _filled(np.ones_like(mask) if region is None
                                                                                 else region)}
     if cpu_features():
-        slots["gather"] = int(pack_windows(np.zeros(mask.shape, np.float32), mask)[0][-1])
+        slots["gather"] = int(_windows(np.zeros(mask.shape, np.float32), mask)[0][-1])
     size = {"csr": 8, "gather": 5 * LANES + 4, "block16": 4 * LANES + 4, "dense": 4 * LANES + 4}
     cycles = {}
     for kind, n in slots.items():
         far = n * size[kind] / FAR_BYTES if n * size[kind] > L2 else 0
-        cycles[kind] = max(n * CYCLES[kind], far)
+        cycles[kind] = max(n * CYCLES[kind][0], far) if columns == 1 else n * CYCLES[kind][1]
     order = sorted(cycles, key=lambda kind: (cycles[kind], KINDS.index(kind)))
     told = ", ".join(f"{kind} {cycles[kind] / 1000:.1f}" for kind in order)
-    live = mask.mean() if mask.size else 0
-    return order[0], f"{live:.1%} of {mask.shape[0]} x {mask.shape[1]} live; {told} kilocycles"
+    weights = mask.size if region is None else int(region.sum())
+    return order[0], f"{mask.sum() / max(weights, 1):.1%} of {weights:,} live; {told} kilocycles"
+
+
+def _windows(W: np.ndarray, mask: np.ndarray) -> tuple:
+    """The layout "gather" with fewer slots: windows anywhere (at multiples of 8, so that a half register does not
+    straddle two cache lines), or one behind the other, which suits masks with equal counts in each panel."""
+    return min((pack_windows(W, mask, grid) for grid in (8, WINDOW)), key=lambda packed: packed[0][-1])
 
 
 def _filled(mask: np.ndarray) -> int:

@@ -1,0 +1,46 @@
+"""From a trained model's file to a compact one, and what each way of storing it takes."""
+
+import gzip
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from .. import experiments, records
+from . import format
+
+
+def pack(source: Path, target: Path, values: str = "fp16") -> int:
+    """Writes the compact file of a trained model and returns its bytes. Raises ValueError naming the file."""
+    tensors, masks, metadata = _read(source)
+    if metadata.get("benchmark", "speech") != "speech":
+        raise ValueError(f"{source}: only recognisers can be packed")
+    about = {"kind": "recogniser", "model": metadata["model"], "alphabet": metadata["alphabet"], "provenance": {
+        "experiment": metadata.get("experiment"), "profile": metadata.get("profile"), "seed": metadata.get("seed"),
+        "source_sha256": hashlib.sha256(source.read_bytes()).hexdigest()}}
+    path = source.with_suffix(".json")
+    if path.exists():
+        record = records.read(path)
+        about["scores"] = record.scores
+        about["provenance"]["commit"] = record.provenance.commit
+    return format.write(target, tensors, masks, about, values)
+
+
+def sizes(source: Path) -> dict[str, int]:
+    """Bytes of a model on disk: dense and masked float32, each alone and through gzip, and compact files."""
+    tensors, masks, _ = _read(source)
+    whole = b"".join(np.asarray(t, np.float32).tobytes() for t in tensors.values())
+    found = {"dense fp32": len(whole), "dense fp32, gzip": len(gzip.compress(whole, 6))}
+    for values in ("fp32", "fp16", "int8"):
+        target = source.with_name(f".{source.name}.{values}.size")
+        try:
+            found[f"compact {values}"] = format.write(target, tensors, masks, {}, values)
+        finally:
+            target.unlink(missing_ok=True)
+    return found
+
+
+def _read(source: Path):
+    model, masks, metadata = experiments.load(source)
+    tensors = {n: t.numpy() for n, t in model.state_dict().items() if not n.endswith("num_batches_tracked")}
+    return tensors, {n: m.numpy() for n, m in masks.items()}, metadata

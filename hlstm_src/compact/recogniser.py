@@ -1,0 +1,229 @@
+"""DeepSpeech2 (see hlstm_src/deepspeech2.py) on the engine: sound in, text out.
+
+A convolution is a product too: its kernel is a packed matrix whose places are offsets from a frame, and the frames are
+the columns of x. Batch normalisation is folded into what follows or precedes it.
+"""
+
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from .. import audio
+from ..audio import BINS, BLANK, CONVOLUTIONS
+from . import cells, layouts
+from .format import ModelFile
+from .kernels import aligned, product
+from .layouts import LANES
+
+EPSILON = 1e-5                         # of torch's batch normalisation
+
+
+class Convolution:
+    """One convolution over frames of (bins, channels), batch normalisation folded in, then clipped to [0, 20]."""
+
+    def __init__(self, kernel: np.ndarray, norm: tuple[np.ndarray, np.ndarray], bins: int, lanes: int, stride: tuple):
+        """kernel (out, in, kF, kT); norm: factor and addend for each output; bins and lanes: of a frame of x."""
+        out, _, kF, self.kT = kernel.shape
+        self.stride, self.lanes, self.bins = stride, -(-out // LANES) * LANES, (bins - kF) // stride[0] + 1
+        self.step = bins * lanes                                   # floats of a frame of x
+        scale, self.add = norm[0], np.pad(norm[1], (0, self.lanes - out)).astype(np.float32)
+        W = (kernel * scale[:, None, None, None]).transpose(0, 3, 2, 1)                   # (out, kT, kF, in)
+        W = np.pad(W, ((0, 0), (0, 0), (0, 0), (0, lanes - W.shape[3]))).reshape(out, self.kT, kF * lanes)
+        matrix = layouts.pack(W.reshape(out, -1), kind="dense")
+        place = matrix.arrays["places"]                            # within the joined rows -> offsets between frames
+        matrix.arrays["places"] = place // (kF * lanes) * np.uint32(self.step) + place % np.uint32(kF * lanes)
+        self.matrix, self.across = matrix, stride[0] * lanes       # floats between two output bins' windows
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """x (T, bins * lanes) -> (T', bins' * lanes'), T' = (T - 1) // stride + 1."""
+        T, half = len(x), self.kT // 2
+        room = aligned((T + 2 * half) * self.step + layouts.WINDOW)
+        room[half * self.step:(half + T) * self.step] = x.reshape(-1)
+        y = aligned(((T + 2 * half - self.kT) // self.stride[1] + 1, self.bins, self.lanes))
+        y[:] = self.add
+        for f in range(self.bins):
+            product(self.matrix.packed, room.ctypes.data + 4 * f * self.across, self.stride[1] * self.step,
+                    y.ctypes.data + 4 * f * self.lanes, self.bins * self.lanes, len(y))
+        return np.clip(y, 0, 20, out=y).reshape(len(y), -1)
+
+
+class Recogniser:
+    """A recogniser on the engine; `load_compact` makes it. `metadata` says where it comes from."""
+
+    def __init__(self, file: ModelFile, values: str = "fp32", kind: str | None = None, threads: int = 1):
+        self.metadata, m = file.metadata, _sizes(file)
+        self.alphabet = file.metadata["alphabet"]
+        self.pool = ThreadPoolExecutor(1) if threads > 1 else None
+        channels, hidden = m["channels"], m["hidden"]
+
+        def dense(name: str, *shape: int) -> np.ndarray:
+            return file.tensor(name, shape)[0]
+
+        def norm(name: str, n: int) -> tuple[np.ndarray, np.ndarray]:
+            """Batch normalisation as (factor, addend)."""
+            if f"{name}.num_batches_tracked" in file.names:
+                file.ignore(f"{name}.num_batches_tracked")
+            gain, add, mean, var = (dense(f"{name}.{part}", n) for part in ("weight", "bias", "running_mean",
+                                                                           "running_var"))
+            if (var < 0).any():
+                raise file.error(f"{name}.running_var is negative")
+            factor = gain / np.sqrt(var + np.float32(EPSILON))
+            return factor, add - mean * factor
+        self.convolutions, bins, lanes, ins = [], BINS, 1, 1
+        for k, (kF, kT, sF, sT) in enumerate(CONVOLUTIONS):
+            kernel = dense(f"convolutions.{k}.weight", channels, ins, kF, kT)
+            self.convolutions.append(Convolution(kernel, norm(f"norms.{k}", channels), bins, lanes, (sF, sT)))
+            bins, lanes, ins = self.convolutions[-1].bins, self.convolutions[-1].lanes, channels
+        self.layers = []
+        for k in range(m["layers"]):
+            size = bins * channels if k == 0 else hidden
+            scale, add = (np.ones(size, np.float32), None) if k == 0 else norm(f"rnns.{k}.norm", size)
+            pair = [_cell(file, m, f"rnns.{k}.rnn.", back, size, scale, add, values, kind,
+                          (bins, channels, lanes) if k == 0 else None) for back in (False, True)]
+            self.layers.append(pair)
+        scale, add = norm("norm", hidden)
+        W, b = dense("output.weight", m["labels"], hidden), dense("output.bias", m["labels"])
+        self.output = (W * scale).T.copy(), b + W @ add
+        file.close()
+
+    @property
+    def matrices(self) -> dict[str, layouts.Layout]:
+        """The recurrent matrices by a readable name."""
+        names = "inputs", "hidden", *(f"gate layer {j}" for j in range(1, 17))
+        return {f"layer {k} {way}, {name}": matrix for k, pair in enumerate(self.layers)
+                for way, cell in zip(("forth", "back"), pair) for name, matrix in zip(names, cell.matrices)}
+
+    def log_probs(self, samples: np.ndarray) -> np.ndarray:
+        """samples (N) at 16 kHz -> log probabilities of the labels (T', labels), a row for each 20 ms."""
+        x = audio.spectrogram(np.asarray(samples, np.float32))
+        for convolution in self.convolutions:
+            x = convolution(x)
+        for forth, back in self.layers:
+            x = cells.both(forth, back, x, self.pool)
+        y = x @ self.output[0] + self.output[1]
+        y -= y.max(1, keepdims=True)
+        return y - np.log(np.exp(y).sum(1, keepdims=True))
+
+    def transcribe(self, samples, rate: int = audio.SAMPLE_RATE, beam: int = 1) -> str:
+        """A sound file's path, or samples (N) or (N, channels) at `rate` -> text; `beam` > 1 searches (`beam_search`).
+
+        Long sound is heard in pieces. Raises AudioError for sound that cannot be read.
+        """
+        path = isinstance(samples, (str, bytes)) or hasattr(samples, "__fspath__")
+        samples = audio.read(samples) if path else audio.convert(samples, rate)
+        texts = []
+        for piece in audio.pieces(samples):
+            probs = self.log_probs(piece)
+            texts.append(greedy(probs, self.alphabet) if beam == 1 else beam_search(probs, self.alphabet, beam))
+        return " ".join(" ".join(texts).split())
+
+
+def _sizes(file: ModelFile) -> dict:
+    """The model's sizes from the metadata, checked before anything is made of them."""
+    m, letters = file.metadata.get("model"), file.metadata.get("alphabet")
+    if not isinstance(m, dict) or not isinstance(letters, str):
+        raise file.error("no recogniser: its metadata lack model or alphabet")
+    m = {"cell": "lstm", "layers": 5, "hidden": 800, "channels": 32, "gate_layers": 1, "activation": "relu",
+         "gate_width": None, "shared_hidden": False, "bias": True} | m
+    for name, most in (("labels", 10_000), ("layers", 64), ("hidden", 16_384), ("channels", 1024), ("gate_layers", 16)):
+        least = 0 if name == "gate_layers" else 1
+        if type(m.get(name)) is not int or not least <= m[name] <= most:
+            raise file.error(f"{name} {m.get(name)!r} is not a whole number from {least} to {most}")
+    if m["cell"] not in ("lstm", "gru", "hlstm") or m["activation"] not in cells.ACTIVATIONS:
+        raise file.error(f"cell {m['cell']!r} or activation {m['activation']!r} is unknown")
+    if m["labels"] != len(letters):
+        raise file.error(f"{m['labels']} labels, but an alphabet of {len(letters)}")
+    width = m["hidden"] if m["gate_width"] is None else m["gate_width"]
+    if isinstance(width, list) and len(width) == 4:
+        width = dict(zip("fiog", width))
+    widths = [width.get(gate) for gate in "ifgo"] if isinstance(width, dict) else [width] * 4
+    if not all(type(w) is int and 0 < w <= 16_384 for w in widths) or type(m["shared_hidden"]) is not bool:
+        raise file.error(f"gate_width {m['gate_width']!r} or shared_hidden {m['shared_hidden']!r} is wrong")
+    return m | {"widths": widths[:1] if m["shared_hidden"] else widths}
+
+
+def _cell(file: ModelFile, m: dict, prefix: str, back: bool, size: int, scale, add, values, kind, frame) -> cells.Cell:
+    """One direction of a layer; the normalisation before it is folded into its input weights.
+
+    frame: (bins, channels, lanes) of the first layer, whose input comes frame by frame with the channels innermost.
+    """
+    suffix = "_l0_reverse" if back else "_l0"
+    if m["cell"] == "gru":
+        prefix, suffix = prefix + ("back." if back else "forth."), "_l0"
+    weights, masks = {}, {}
+    for name, shape in _shapes(m, size).items():
+        full = f"{prefix}{name}{suffix}"
+        if len(shape) == 1 and not m["bias"]:
+            continue
+        weights[name + suffix], mask = file.tensor(full, shape)
+        if mask is not None:
+            masks[name + suffix] = mask
+    ih = "weight_ih" + suffix
+    if add is not None:
+        bias = "bias_ih" + suffix
+        weights[bias] = weights.get(bias, 0) + weights[ih] @ add
+    weights[ih] = weights[ih] * scale
+    if frame is not None:
+        weights[ih] = _by_frame(weights[ih], *frame)
+        if ih in masks:
+            masks[ih] = _by_frame(masks[ih], *frame)
+    if m["cell"] == "gru":
+        return cells.gru(weights, masks, suffix=suffix, values=values, kind=kind)
+    return cells.lstm(weights, masks, activation=m["activation"], suffix=suffix, values=values, kind=kind)
+
+
+def _shapes(m: dict, size: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of one direction's tensors, as `HLSTM` and torch.nn.GRU have them."""
+    H, widths, cell = m["hidden"], m["widths"], m["cell"]
+    layers = m["gate_layers"] if cell == "hlstm" else 0
+    units = sum(widths)
+    first = 3 * H if cell == "gru" else units if layers else 4 * H
+    shapes = {"weight_ih": (first, size), "weight_hh": (first, H), "bias_ih": (first,)}
+    if not layers:
+        shapes["bias_hh"] = (first,)
+    for j in range(1, layers + 1):
+        rows = 4 * H if j == layers else units
+        if len(set(widths)) > 1:
+            shapes |= {f"weight_gate{j}_{gate}": (H if j == layers else G, G) for gate, G in zip("ifgo", widths)}
+        else:
+            shapes[f"weight_gate{j}"] = rows, widths[0]
+        shapes[f"bias_gate{j}"] = (rows,)
+    return shapes
+
+
+def _by_frame(W: np.ndarray, bins: int, channels: int, lanes: int) -> np.ndarray:
+    """Columns (channels, bins) -> (bins, lanes), the order in which a convolution leaves them, lanes padded."""
+    W = W.reshape(len(W), channels, bins).transpose(0, 2, 1)
+    return np.pad(W, ((0, 0), (0, 0), (0, lanes - channels))).reshape(len(W), -1)
+
+
+def greedy(log_probs: np.ndarray, alphabet: str) -> str:
+    """CTC's best path: each frame's likeliest label, repeats joined, blanks dropped."""
+    best = log_probs.argmax(1)
+    kept = best[(best != BLANK) & np.concatenate([[True], best[1:] != best[:-1]])]
+    return " ".join("".join(alphabet[k] for k in kept).upper().split())
+
+
+def beam_search(log_probs: np.ndarray, alphabet: str, beam: int) -> str:
+    """CTC prefix search (Graves, 2012): the likeliest text among the `beam` best prefixes kept at each frame.
+
+    A prefix holds two probabilities: of the paths that end in a blank, and of those that end in its last letter.
+    """
+    prefixes = {(): (0.0, -np.inf)}
+    for frame in log_probs.astype(float):
+        likely = np.argsort(frame)[::-1][:beam + 1].tolist()
+        found = defaultdict(lambda: (-np.inf, -np.inf))
+        for prefix, (blank, letter) in prefixes.items():
+            both = np.logaddexp(blank, letter)
+            last = prefix[-1] if prefix else None
+            stay = np.logaddexp(found[prefix][0], both + frame[BLANK])
+            found[prefix] = stay, np.logaddexp(found[prefix][1], letter + frame[last] if prefix else -np.inf)
+            for k in likely:
+                if k != BLANK:
+                    longer = (*prefix, k)
+                    more = (blank if k == last else both) + frame[k]
+                    found[longer] = found[longer][0], np.logaddexp(found[longer][1], more)
+        best = sorted(found.items(), key=lambda item: -np.logaddexp(*item[1]))[:beam]
+        prefixes = dict(best)
+    return " ".join("".join(alphabet[k] for k in next(iter(prefixes))).upper().split())
