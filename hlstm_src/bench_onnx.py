@@ -67,7 +67,8 @@ def model_of(layer: HLSTM) -> onnx.ModelProto:
     else:
         ways = [_scan(g, layer, d) for d in range(D)]
         y, h, c = (list(names) for names in zip(*ways))
-        h, c = (g.add("Unsqueeze", g.add("Concat", *names, axis=0)[0], g.constant(np.array([1])))[0] for names in (h, c))
+        h, c = (g.add("Unsqueeze", g.add("Concat", *names, axis=0)[0], g.constant(np.array([1])))[0]
+                for names in (h, c))
         g.add("Sum", *y)
     for name, final in zip("yhc", (g.nodes[-1].output[0], h, c)):
         g.nodes.append(helper.make_node("Identity", [final], [name]))
@@ -109,7 +110,7 @@ def session(model: onnx.ModelProto, n_threads: int = 1, int8: bool = False) -> o
         if int8:
             file, root = Path(folder) / "int8.onnx", logging.getLogger()
             before = root.level
-            root.setLevel(logging.ERROR)                           # it advises to preprocess, which changes nothing here
+            root.setLevel(logging.ERROR)                           # it advises to preprocess: that changes nothing
             try:
                 quantize_dynamic(model, file, weight_type=QuantType.QInt8, extra_options={"EnableSubgraph": True})
             finally:
