@@ -1,6 +1,8 @@
 """The benchmark of the engine: contestants compute the same layer, with the masks they say; tables are right."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -104,7 +106,14 @@ def test_the_command_prints_a_table_and_writes_rows(monkeypatch, tmp_path):
     assert len(data["cases"]) == 2 and all(c["case"] in done.output for c in data["cases"])
 
 
-def test_a_trained_layer_keeps_its_own_masks(tmp_path):
+def test_without_numba_the_command_says_what_to_install():
+    code = "import sys; sys.modules['numba'] = None; from hlstm_src.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "bench", "engine"], capture_output=True, text=True)
+    assert done.returncode == 1 and "numba" in done.stderr and "[compact,bench]" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not done.stdout
+
+
+def test_a_trained_layer_keeps_its_own_masks():
     made = b.trained(command.TRAINED, steps=3)
     own = [np.asarray(run()) for name, run in made.runs.items() if name.startswith("its own")]
     for y in own:                                                  # dormant weights are zero: all compute the same
