@@ -197,6 +197,12 @@ def main() -> None:
         code = getattr(error, "exit_code", 1)
         print(error if code == 130 else f"error: {error}", file=sys.stderr)
         sys.exit(code)
+    except ModuleNotFoundError as missing:
+        if missing.name not in ("numba", "soxr"):                  # what the extra "compact" brings
+            raise
+        print(f"error: {missing.name} is not installed; install the engine with `pip install -e '.[compact,bench]'`",
+              file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -3,21 +3,25 @@
 Time is given for a step. "Best dense" of a case is the quickest float32 engine that multiplies by all weights.
 """
 
-import logging
-import tempfile
+import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial, reduce
 from pathlib import Path
 
 import numpy as np
 import torch
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 from torch import nn
 
 from .bench import interleaved, threads
-from .compact import cells, layouts
-from .compact.kernels import OPTIONS, aligned, product
+from .compact import cells
+from .compact.cells import step_lstm
+from .compact.kernels import LANES, OPTIONS, V, aligned
 from .growprune import prune
 from .lstm import HLSTM, HLSTMCell
 from .masks import ConnectionMasks
@@ -57,69 +61,75 @@ class Limits:
 
 
 @njit(**OPTIONS)
-def _products(matrix, x, y, columns, times):
-    for _ in range(times):
-        product(matrix, x.ctypes.data, x.shape[1], y.ctypes.data, y.shape[1], columns)
+def _read(a, times):
+    """Reads the whole of a (uint64) so many times, and does next to nothing with it."""
+    found = np.uint64(0)
+    for k in range(times):
+        for n in range(len(a)):
+            found ^= a[n]
+        found += np.uint64(k)                                      # or all rounds but one would be left out
+    return found
+
+
+@intrinsic
+def _multiply(typing, times):
+    """So many times 12 multiply-accumulates of 16 values, enough of them side by side for none to wait."""
+    def emit(context, b, signature, args):
+        fma = cgutils.get_or_insert_function(b.module, ir.FunctionType(V, [V] * 3), f"llvm.fma.v{LANES}f32")
+        half = ir.Constant(V, [0.5] * LANES)
+        sums = [cgutils.alloca_once_value(b, ir.Constant(V, [float(k)] * LANES)) for k in range(12)]
+        with cgutils.for_range(b, args[0]):
+            for total in sums:
+                b.store(b.call(fma, [b.load(total), half, half]), total)
+        total = reduce(b.fadd, [b.load(total) for total in sums])
+        return b.extract_element(total, ir.IntType(32)(0))
+    return types.float32(types.intp), emit
+
+
+@njit(**OPTIONS)
+def _multiplied(times):
+    return _multiply(times)
 
 
 def limits() -> Limits:
-    """Measures them with products that do little else: wide ones from each cache, and four columns from the first."""
-    def seconds(rows: int, columns: int, ways: int, times: int) -> float:
-        matrix = layouts.pack(np.ones((rows, columns), np.float32), kind="dense")
-        x, y = aligned((ways, cells.padded(columns))), aligned((ways, rows))
-        _products(matrix.packed, x, y, ways, 1)
-        return interleaved({"": lambda: _products(matrix.packed, x, y, ways, times)}, 5)[""] / times
+    """Measures them: reading from each cache and from memory, multiplying in registers."""
     bandwidth = {}
-    for rows, columns, times in ((16, 256, 20_000), (512, 256, 400), (2048, 1024, 20), (8192, 4096, 1)):
-        bandwidth[4 * rows * columns] = 68 / 16 * rows * columns / seconds(rows, columns, 1, times)
-    return Limits(bandwidth, 4 * 16 * 256 / seconds(16, 256, 4, 20_000))
+    for size, times in ((1 << 14, 4000), (1 << 19, 100), (1 << 23, 5), (1 << 27, 1)):
+        room = aligned(size // 8, np.uint64)
+        room[:] = 1                                                # until written to, all its pages may be one
+        bandwidth[size] = size * times / interleaved({"": partial(_read, room, times)}, 5)[""]
+    return Limits(bandwidth, 12 * LANES * 200_000 / interleaved({"": partial(_multiplied, 200_000)}, 5)[""])
 
 
-def case(kind: str, size: int, steps: int, two_ways: bool = False, sparsities=SPARSITIES, values: bool = True) -> Case:
-    """All contestants on an "lstm" or "hlstm" layer of that width, inputs as wide; with `two_ways` both directions,
-    summed, as in DeepSpeech2."""
+def case(kind: str, size: int, steps: int, two_ways: bool = False, sparsities=SPARSITIES, values: bool = True,
+         fed_back: bool = False) -> Case:
+    """All contestants on an "lstm" or "hlstm" layer of that width, inputs as wide.
+
+    two_ways: both directions, summed, as in DeepSpeech2. fed_back: no step's input is known before the step before is
+    done, as in a decoder, so that no product can be made for several steps at once. values: also CSR, bf16 and int8.
+    """
     torch.manual_seed(0)
-    gates = 0 if kind == "lstm" else 1
 
-    def layer(width: int = size) -> HLSTM:
-        merge = "sum" if two_ways else "concat"
-        return HLSTM(size, width, gate_layers=gates, bidirectional=two_ways, merge=merge).eval()
-    whole, x = layer(), torch.randn(steps, 1, size)
-    macs = sum(p.numel() for p in whole.parameters() if p.dim() == 2)
-    name = f"{'LSTM' if kind == 'lstm' else 'H-LSTM'} {size}{', two directions' if two_ways else ''}, {steps} steps"
-    made = Case(name, steps, macs)
-    size_of = 4 * macs
-
-    def torch_layer(model: nn.Module):
-        def run():
-            with torch.no_grad():
-                return model(x)
-        return run
-    made.add("torch, layer", torch_layer(whole), size_of, macs, dense=True)
-    if not two_ways:
-        made.add("torch, cell by cell", _stepping(whole, x), size_of, macs, dense=True)
-    for label, low in (("ONNX Runtime", False), ("ONNX Runtime, int8", True)):
-        run = _onnx(whole, x, low)
-        if run:
-            made.add(label, run, size_of // 4 if low else size_of, macs, dense=not low)
-    quantised = _quantised(whole) if gates == 0 and not two_ways else None
-    if quantised:
-        made.add("torch, int8", torch_layer(quantised), size_of // 4, macs)
-    made.add("ours, dense", *_ours(whole, x, {}, kind="dense"), macs, dense=True)
-    half = layer(size // 2)
-    few = sum(p.numel() for p in half.parameters() if p.dim() == 2)
-    made.add("ours, dense, half as wide", *_ours(half, x, {}, kind="dense"), few)
+    def layer(width: int) -> HLSTM:
+        return HLSTM(size, width, gate_layers=int(kind == "hlstm"), bidirectional=two_ways, merge="sum").eval()
+    whole, half = layer(size), layer(size // 2)
+    x = torch.randn(steps, 1, size)
+    way = ", two directions" if two_ways else ", fed back" if fed_back else ""
+    made = Case(f"{'LSTM' if kind == 'lstm' else 'H-LSTM'} {size}{way}, {steps} steps", steps, _macs(whole))
+    _add_dense(made, whole, x, fed_back)
+    made.add("ours, dense, half as wide", *_ours(half, x, {}, kind="dense", fed_back=fed_back), _macs(half))
     for label, structure in STRUCTURES.items():
         for sparsity in sparsities:
-            masks = ConnectionMasks(whole, "weight_*")
+            pruned = copy.deepcopy(whole)                          # pruning sets weights to zero
+            masks = ConnectionMasks(pruned, "weight_*")
             prune(masks, sparsity, structure=structure)
-            alive = {n: m.numpy() for n, m in masks.masks.items()}
-            live = masks.count()[0]
-            made.add(f"{label} {1 - live / macs:.1%}", *_ours(whole, x, alive), live)
+            alive, live = {n: m.numpy() for n, m in masks.masks.items()}, masks.count()[0]
+            ours = partial(_ours, pruned, x, alive, fed_back=fed_back)
+            made.add(f"{label} {1 - live / made.macs:.1%}", *ours(), live)
             if structure is None and sparsity == 0.95 and values:
-                made.add(f"{label} {sparsity:.1%}, CSR", *_ours(whole, x, alive, kind="csr"), live)
+                made.add(f"{label} {sparsity:.1%}, CSR", *ours(kind="csr"), live)
                 for held in ("bf16", "int8"):
-                    made.add(f"{label} {sparsity:.1%}, {held}", *_ours(whole, x, alive, values=held), live)
+                    made.add(f"{label} {sparsity:.1%}, {held}", *ours(values=held), live)
     return made
 
 
@@ -128,152 +138,127 @@ def trained(path: Path, steps: int = 150) -> Case:
     from . import experiments
     model, masks, metadata = experiments.load(path)
     layer, prefix = model.rnns[0].rnn, "rnns.0.rnn."
+    torch.manual_seed(0)
     x = torch.randn(steps, 1, layer.input_size)
     alive = {n.removeprefix(prefix): m.numpy() for n, m in masks.items() if n.startswith(prefix)}
-    macs = sum(p.numel() for p in layer.parameters() if p.dim() == 2)
     name = f"trained {metadata.get('experiment')} ({metadata.get('profile')}), layer 1, {steps} steps"
-    made = Case(name, steps, macs)
-
-    def run():
-        with torch.no_grad():
-            return layer(x)
-    made.add("torch, layer", run, 4 * macs, macs, dense=True)
-    if onnx := _onnx(layer, x, False):
-        made.add("ONNX Runtime", onnx, 4 * macs, macs, dense=True)
-    made.add("ours, dense", *_ours(layer, x, {}, kind="dense"), macs, dense=True)
+    made = Case(name, steps, _macs(layer))
+    _add_dense(made, layer, x)
     live = int(sum(m.sum() for m in alive.values()))
     for kind in (None, "csr", "block16"):
         made.add(f"its own masks, {kind or 'chosen layouts'}", *_ours(layer, x, alive, kind=kind), live)
     return made
 
 
-def _ours(layer: HLSTM, x: torch.Tensor, masks: dict, kind: str | None = None, values: str = "fp32"):
-    """(a call of the engine over the whole of x (T, 1, I), bytes of weights)."""
+def _macs(layer: HLSTM) -> int:
+    return sum(p.numel() for p in layer.parameters() if p.dim() == 2)
+
+
+def _add_dense(made: Case, layer: HLSTM, x: torch.Tensor, fed_back: bool = False) -> None:
+    """Dense engines with all the layer's weights: float32 ones, of which the best counts, and int8."""
+    inputs = sum(p.numel() for n, p in layer.named_parameters() if n.startswith("weight_ih"))
+    macs = made.macs
+    size = 4 * (macs - inputs + inputs // (1 if fed_back else len(x)))    # the inputs' weights serve all steps at once
+    if not fed_back:
+        made.add("torch, layer", _torch_layer(layer, x), size, macs, dense=True)
+    if layer.directions == 1:
+        made.add("torch, cell by cell", _stepping(layer, x), 4 * macs, macs, dense=True)
+    for int8 in (False, True):
+        if run := _onnx(layer, x, int8, fed_back):
+            made.add("ONNX Runtime, int8" if int8 else "ONNX Runtime", run, size // (4 if int8 else 1), macs, not int8)
+    if layer.gate_layers == 0 and not fed_back and (run := _quantised(layer, x)):
+        made.add("torch, int8", run, size // 4, macs)
+    made.add("ours, dense", *_ours(layer, x, {}, kind="dense", fed_back=fed_back), macs, dense=True)
+
+
+def _ours(layer: HLSTM, x: torch.Tensor, masks: dict, kind: str | None = None, values: str = "fp32",
+          fed_back: bool = False):
+    """(a call of the engine over the whole of x (T, 1, I) that returns (T, H), bytes of weights a step reads)."""
     weights = {n: p.detach().numpy().copy() for n, p in layer.named_parameters()}
     suffixes = ("_l0", "_l0_reverse")[:layer.directions]
     made = [cells.lstm(weights, masks, activation=layer.activation, suffix=s, kind=kind, values=values)
             for s in suffixes]
     inputs = x[:, 0].numpy()
-    size = sum(m.nbytes for cell in made for m in cell.matrices)
+    size = sum(m.nbytes for cell in made for m in cell.layers)
+    size += sum(cell.inputs.nbytes for cell in made) // (1 if fed_back else len(x))
     if len(made) == 2:
         return lambda: cells.both(*made, inputs), size
-    return lambda: made[0].run(inputs), size
+    return (partial(_fed_back, made[0], inputs) if fed_back else lambda: made[0].run(inputs)[0]), size
 
 
-def _stepping(layer: HLSTM, x: torch.Tensor) -> Callable[[], object]:
+def _fed_back(cell: cells.Cell, x: np.ndarray) -> np.ndarray:
+    T, H = len(x), cell.size
+    xs, hs = aligned((T, cells.padded(x.shape[1]))), np.zeros((T, H), np.float32)
+    xs[:, :x.shape[1]] = x
+    h, c = aligned((1, cells.padded(H))), aligned((1, cells.padded(H)))
+    _steps(cell._program, xs, hs, h, c, aligned((len(cell.layers), 1, cell.width)))
+    return hs
+
+
+@njit(**OPTIONS)
+def _steps(program, xs, hs, h, c, room):
+    for t in range(len(xs)):
+        step_lstm(*program, xs[t:t + 1], h, c, room)
+        hs[t] = h[0, :hs.shape[1]]
+
+
+def _torch_layer(model: nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    def run():
+        with torch.no_grad():
+            return model(x)[0][:, 0]
+    return run
+
+
+def _stepping(layer: HLSTM, x: torch.Tensor) -> Callable[[], torch.Tensor]:
     if layer.gate_layers == 0:
         cell = nn.LSTMCell(layer.input_size, layer.hidden_size)
         cell.load_state_dict({n.removesuffix("_l0"): p for n, p in layer.state_dict().items()})
     else:
-        cell = HLSTMCell(layer.input_size, layer.hidden_size).eval()
+        cell = HLSTMCell(layer.input_size, layer.hidden_size, gate_layers=layer.gate_layers,
+                         activation=layer.activation).eval()
         cell.layer.load_state_dict(layer.state_dict())
 
     def run():
         with torch.no_grad():
-            state = None
+            state, hs = None, []
             for x_t in x:
                 state = cell(x_t, state)
-        return state
+                hs.append(state[0])
+            return torch.cat(hs)
     return run
 
 
-def _quantised(layer: HLSTM) -> nn.Module | None:
+def _quantised(layer: HLSTM, x: torch.Tensor) -> Callable[[], torch.Tensor] | None:
+    """torch's own int8 LSTM; None where this version of torch has none."""
+    apart = copy.deepcopy(layer)
+    apart.merge = "concat"                                         # torch.nn.LSTM does not sum its directions
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = nn.Sequential(layer.to_lstm()).eval()
-            return torch.ao.quantization.quantize_dynamic(model, {nn.LSTM}, dtype=torch.qint8)
-    except (AttributeError, RuntimeError, NotImplementedError):    # taken out of later versions of torch
+            model = torch.ao.quantization.quantize_dynamic(nn.Sequential(apart.to_lstm()), {nn.LSTM}, torch.qint8)
+    except (AttributeError, RuntimeError, NotImplementedError):
         return None
+    run = _torch_layer(model, x)
+    return lambda: run().unflatten(1, (layer.directions, layer.hidden_size)).sum(1)
 
 
-def _onnx(layer: HLSTM, x: torch.Tensor, int8: bool) -> Callable[[], object] | None:
-    """A session of ONNX Runtime over the whole sequence: its LSTM operator, or for an H-LSTM a Scan over its step.
-    None where the package is missing, or for an H-LSTM in int8 (its quantiser does not look into a Scan)."""
+def _onnx(layer: HLSTM, x: torch.Tensor, int8: bool, fed_back: bool = False) -> Callable[[], np.ndarray] | None:
+    """A session of ONNX Runtime; None where the package is missing."""
     try:
-        import onnxruntime
-        from onnxruntime.quantization import QuantType, quantize_dynamic
+        from . import bench_onnx
     except ImportError:
         return None
-    if layer.gate_layers and int8:
-        return None
-    with tempfile.TemporaryDirectory() as room:
-        path = Path(room) / "layer.onnx"
-        _onnx_file(layer, len(x), path)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        if int8:
-            logging.getLogger().setLevel(logging.ERROR)            # it recommends a step that an LSTM has no use for
-            quantize_dynamic(path, path.with_name("int8.onnx"), weight_type=QuantType.QInt8)
-            path = path.with_name("int8.onnx")
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    feed = {"x": x.numpy()}
-    return lambda: session.run(None, feed)
-
-
-def _onnx_file(layer: HLSTM, steps: int, path: Path) -> None:
-    from onnx import TensorProto, helper, numpy_helper, save
-    I, H, ways = layer.input_size, layer.hidden_size, layer.directions    # noqa: E741 (the paper's letter)
-    w = {n: p.detach().numpy() for n, p in layer.named_parameters()}
-    suffixes = ("_l0", "_l0_reverse")[:ways]
-    nodes, constants = [], []
-
-    def constant(name: str, value, into: list) -> str:
-        into.append(numpy_helper.from_array(np.ascontiguousarray(value, np.float32), name))
-        return name
-
-    def floats(name: str, *shape) -> object:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-    if layer.gate_layers == 0:
-        def order(a):                                              # ours: i, f, g, o; theirs: i, o, f, c
-            i, f, g, o = np.split(a, 4)
-            return np.concatenate([i, o, f, g])
-        W, R = (np.stack([order(w[n + s]) for s in suffixes]) for n in ("weight_ih", "weight_hh"))
-        B = np.stack([np.concatenate([order(w["bias_ih" + s]), order(w["bias_hh" + s])]) for s in suffixes])
-        names = [constant(n, v, constants) for n, v in (("W", W), ("R", R), ("B", B))]
-        nodes.append(helper.make_node("LSTM", ["x", *names], ["y"], hidden_size=H,
-                                      direction="bidirectional" if ways == 2 else "forward"))
-        outputs = [floats("y", steps, ways, 1, H)]
-    else:
-        outputs = []
-        for d, s in enumerate(suffixes):
-            body, held = [], []
-
-            def node(kind: str, ins: list, out: str, body=body, **options) -> str:
-                body.append(helper.make_node(kind, ins, [out], **options))
-                return out
-            z = node("Concat", ["x_t", "h"], "z", axis=1)
-            W = np.concatenate([w["weight_ih" + s], w["weight_hh" + s]], 1).T
-            u = node("Gemm", [z, constant("W", W, held), constant("b", w["bias_ih" + s], held)], "u")
-            a = node(layer.activation.capitalize(), [u], "a")
-            parts, gates = [f"a_{g}" for g in "ifgo"], {}
-            body.append(helper.make_node("Split", [a], parts, axis=1, num_outputs=4))
-            Vs, bs = (np.split(w[n + s], 4) for n in ("weight_gate1", "bias_gate1"))
-            for g, part, V, b in zip("ifgo", parts, Vs, bs):
-                pre = node("Gemm", [part, constant(f"V_{g}", V.T, held), constant(f"b_{g}", b, held)], f"p_{g}")
-                gates[g] = node("Tanh" if g == "g" else "Sigmoid", [pre], f"gate_{g}")
-            kept, new = node("Mul", [gates["f"], "c"], "kept"), node("Mul", [gates["i"], gates["g"]], "new")
-            new_c = node("Add", [kept, new], "c_t")
-            node("Mul", [gates["o"], node("Tanh", [new_c], "tc")], "h_t")
-            node("Identity", ["h_t"], "y_t")
-            graph = helper.make_graph(body, "step", [floats("h", 1, H), floats("c", 1, H), floats("x_t", 1, I)],
-                                      [floats("h_t", 1, H), floats("c_t", 1, H), floats("y_t", 1, H)], held)
-            zero = constant("zero", np.zeros((1, H)), constants) if d == 0 else "zero"
-            nodes.append(helper.make_node("Scan", [zero, zero, "x"], [f"h{d}", f"c{d}", f"y{d}"], num_scan_inputs=1,
-                                          body=graph, scan_input_directions=[d], scan_output_directions=[d]))
-            outputs.append(floats(f"y{d}", steps, 1, H))
-    graph = helper.make_graph(nodes, "layer", [floats("x", steps, 1, I)], outputs, constants)
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return bench_onnx.runner(bench_onnx.session(bench_onnx.model_of(layer), int8=int8), x[:, 0].numpy(), fed_back)
 
 
 def engine(quick: bool = False, model: Path | None = None,
            rounds: int = 9) -> tuple[list[Case], list[LatencyRow], Limits]:
     """Runs all cases on one thread: (the cases, rows of microseconds a step, the machine's limits)."""
     if quick:
-        made = [case("lstm", 32, 5, sparsities=(0.9,)), case("hlstm", 32, 5, sparsities=(0.9,))]
+        made = [case("lstm", 32, 5, sparsities=(0.9,)), case("hlstm", 32, 5, sparsities=(0.9,), fed_back=True)]
     else:
-        made = [case("lstm", 512, 100), case("hlstm", 512, 100), case("lstm", 800, 200, two_ways=True),
+        made = [case("lstm", 512, 100), case("hlstm", 512, 100), case("lstm", 512, 100, fed_back=True),
+                case("hlstm", 512, 100, fed_back=True), case("lstm", 800, 200, two_ways=True),
                 case("hlstm", 800, 200, two_ways=True, values=False)]
     if model is not None:
         made.append(trained(model))

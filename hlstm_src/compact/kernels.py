@@ -8,6 +8,7 @@ Only the fetching instruction of "gather" is AVX-512's own.
 import functools
 
 import llvmlite.binding
+import numba
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
@@ -23,8 +24,9 @@ V = ir.VectorType(F32, LANES)
 
 @functools.cache
 def cpu_features() -> bool:
-    """Whether this CPU has the instructions of "gather" (AVX-512)."""
-    return bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
+    """Whether the CPU that numba compiles for has the instruction of "gather" (AVX-512)."""
+    told = numba.config.CPU_FEATURES                               # from the environment: to compile for an older CPU
+    return "+avx512f" in told if told is not None else bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
 
 
 def aligned(shape, dtype=np.float32) -> np.ndarray:
@@ -62,6 +64,15 @@ def _splat(b, value):
     return b.shuffle_vector(one, ir.Constant(V, ir.Undefined), ir.Constant(ir.VectorType(I32, LANES), [0] * LANES))
 
 
+def _picked(b, start, where):
+    """What the fetching instruction does, a value at a time: LLVM has no such operation for CPUs without AVX-512."""
+    part = ir.Constant(V, ir.Undefined)
+    for lane in range(LANES):
+        index = b.zext(b.extract_element(where, I32(lane)), I64)
+        part = b.insert_element(part, _load(b, _at(b, start, index, 4), F32, 4), I32(lane))
+    return part
+
+
 def _product(kind: int, gather: bool, columns: int, unroll: int = 2):
     """An intrinsic: y += matrix @ x for so many columns of x at once, block by block.
 
@@ -75,7 +86,7 @@ def _product(kind: int, gather: bool, columns: int, unroll: int = 2):
             starts, places, indices, values, scales, x, y = (b.inttoptr(a, I8.as_pointer())
                                                              for a in (*addresses, x, y))
             fma = cgutils.get_or_insert_function(b.module, ir.FunctionType(V, [V] * 3), f"llvm.fma.v{LANES}f32")
-            fetch = gather and cgutils.get_or_insert_function(
+            fetch = gather and cpu_features() and cgutils.get_or_insert_function(
                 b.module, ir.FunctionType(V, [V, ir.VectorType(I32, LANES), V]), "llvm.x86.avx512.vpermi2var.ps.512")
             xs = [_at(b, x, b.mul(x_step, I64(k)), 4) for k in range(columns)]
             sums = [[cgutils.alloca_once(b, V) for _ in xs] for _ in range(unroll)]
@@ -88,7 +99,9 @@ def _product(kind: int, gather: bool, columns: int, unroll: int = 2):
                                    ir.VectorType(I32, LANES))
                 for start, total in zip(xs, into):
                     start = _at(b, start, place, 4)
-                    if gather:
+                    if gather and not fetch:
+                        part = _picked(b, start, where)
+                    elif gather:
                         low, high = _load(b, start, V, 4), _load(b, _at(b, start, I64(LANES), 4), V, 4)
                         part = b.call(fetch, [low, where, high])
                     else:
