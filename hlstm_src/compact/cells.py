@@ -17,6 +17,7 @@ from . import layouts
 from .kernels import OPTIONS, aligned, aligned_rows, elu_, product, sigmoid_, tanh_
 from .layouts import LANES, WINDOW, Layout
 
+STRETCH = 32                           # steps whose input products are made together: they stay in the near cache
 ACTIVATIONS = {"relu": 0, "leaky_relu": 1, "tanh": 2, "elu": 3}
 
 
@@ -177,15 +178,16 @@ def _cell(layers, biases, activation, H, first, h, c, room):
         after[:] = biases[n]
         product(layers[n], y.ctypes.data, 0, after.ctypes.data, 0, 1)
         y = after
-    sigmoid_(y, 2 * H)                                             # i and f, g, o: the order of the rows
-    tanh_(y[2 * H:], H)
-    sigmoid_(y[3 * H:], H)
+    i, f, g, o = y[:H], y[H:2 * H], y[2 * H:3 * H], y[3 * H:]     # the order of the rows
+    sigmoid_(y, 2 * H)
+    tanh_(g, H)
+    sigmoid_(o, H)
     for n in range(H):
-        c[n] = y[H + n] * c[n] + y[n] * y[2 * H + n]
+        c[n] = f[n] * c[n] + i[n] * g[n]
         h[n] = c[n]
     tanh_(h, H)
     for n in range(H):
-        h[n] *= y[3 * H + n]
+        h[n] *= o[n]
 
 
 @njit(**OPTIONS)
@@ -204,15 +206,18 @@ def _activate(y, activation, n):
 
 @njit(**OPTIONS)
 def _run_lstm(layers, biases, inputs, activation, H, x, hs, h, c, reverse):
-    T = len(x)
-    width = biases[0].shape[0]
-    first, room = aligned_rows(T, width), aligned_rows(len(layers), width)
-    first[:, :] = biases[0]
-    product(inputs, x.ctypes.data, x.shape[1], first.ctypes.data, width, T)      # the inputs' part, all steps at once
-    for s in range(T):
-        t = T - 1 - s if reverse else s
-        _cell(layers, biases, activation, H, first[t], h, c, room)
-        hs[t, :H] = h[:H]
+    T, width = len(x), biases[0].shape[0]
+    first, room = aligned_rows(STRETCH, width), aligned_rows(len(layers), width)
+    for done in range(0, T, STRETCH):                              # the inputs' part of a stretch of steps at once
+        n = min(STRETCH, T - done)
+        start = T - done - n if reverse else done
+        for t in range(n):
+            first[t, :] = biases[0]
+        product(inputs, x[start:].ctypes.data, x.shape[1], first.ctypes.data, width, n)
+        for s in range(n):
+            t = n - 1 - s if reverse else s
+            _cell(layers, biases, activation, H, first[t], h, c, room)
+            hs[start + t, :H] = h[:H]
 
 
 @njit(**OPTIONS)
@@ -243,10 +248,14 @@ def _gru(hidden, bias, H, first, h, y):
 @njit(**OPTIONS)
 def _run_gru(layers, biases, inputs, activation, H, x, hs, h, reverse):
     T, width = len(x), biases[0].shape[0]
-    first, room = aligned_rows(T, width), aligned_rows(1, width)
-    first[:, :] = biases[0]
-    product(inputs, x.ctypes.data, x.shape[1], first.ctypes.data, width, T)
-    for s in range(T):
-        t = T - 1 - s if reverse else s
-        _gru(layers[0], biases[1], H, first[t], h, room[0])
-        hs[t, :H] = h[:H]
+    first, room = aligned_rows(STRETCH, width), aligned_rows(1, width)
+    for done in range(0, T, STRETCH):
+        n = min(STRETCH, T - done)
+        start = T - done - n if reverse else done
+        for t in range(n):
+            first[t, :] = biases[0]
+        product(inputs, x[start:].ctypes.data, x.shape[1], first.ctypes.data, width, n)
+        for s in range(n):
+            t = n - 1 - s if reverse else s
+            _gru(layers[0], biases[1], H, first[t], h, room[0])
+            hs[start + t, :H] = h[:H]

@@ -62,66 +62,67 @@ def _splat(b, value):
     return b.shuffle_vector(one, ir.Constant(V, ir.Undefined), ir.Constant(ir.VectorType(I32, LANES), [0] * LANES))
 
 
-def _slot_sum(kind: int, gather: bool, columns: int, unroll: int = 2):
-    """An intrinsic: sums of the slots `first` to `last` of a block, for so many columns of x at once.
+def _product(kind: int, gather: bool, columns: int, unroll: int = 2):
+    """An intrinsic: y += matrix @ x for so many columns of x at once, block by block.
 
-    (first, last, places, indices, values, x, x_step, scales, y, y_step): y (columns, 16) += the block's product; x's
-    column k begins x_step floats behind column k - 1, y's y_step floats. All are addresses (integers).
+    (blocks, starts, places, indices, values, scales, x, x_step, y, y_step): the first are of a layout; column k of x
+    begins x_step floats behind column k - 1, of y y_step floats. Arrays come as addresses (integers).
     """
     @intrinsic
-    def block(typing, first, last, places, indices, values, x, x_step, scales, y, y_step):
+    def multiply(typing, blocks, starts, places, indices, values, scales, x, x_step, y, y_step):
         def emit(context, b, signature, args):
-            first, last, places, indices, values, x, x_step, scales, y, y_step = args
-            places, indices, values, x, scales, y = (b.inttoptr(a, I8.as_pointer())
-                                                     for a in (places, indices, values, x, scales, y))
+            blocks, *addresses, x, x_step, y, y_step = args
+            starts, places, indices, values, scales, x, y = (b.inttoptr(a, I8.as_pointer())
+                                                             for a in (*addresses, x, y))
             fma = cgutils.get_or_insert_function(b.module, ir.FunctionType(V, [V] * 3), f"llvm.fma.v{LANES}f32")
-            zero = ir.Constant(V, [0.0] * LANES)
-            sums = [[cgutils.alloca_once_value(b, zero) for _ in range(columns)] for _ in range(unroll)]
+            fetch = gather and cgutils.get_or_insert_function(
+                b.module, ir.FunctionType(V, [V, ir.VectorType(I32, LANES), V]), "llvm.x86.avx512.vpermi2var.ps.512")
             xs = [_at(b, x, b.mul(x_step, I64(k)), 4) for k in range(columns)]
-            if gather:
-                fetch = cgutils.get_or_insert_function(b.module, ir.FunctionType(V, [V, ir.VectorType(I32, LANES), V]),
-                                                       "llvm.x86.avx512.vpermi2var.ps.512")
+            sums = [[cgutils.alloca_once(b, V) for _ in xs] for _ in range(unroll)]
 
-            def one(slot, into):
-                place = b.zext(_load(b, _at(b, places, slot, 4), I32, 4), I64)
-                w = _weights(b, values, slot, kind)
+            def slot(n, into):
+                place = b.zext(_load(b, _at(b, places, n, 4), I32, 4), I64)
+                w = _weights(b, values, n, kind)
                 if gather:
-                    where = b.zext(_load(b, _at(b, indices, slot, LANES), ir.VectorType(I8, LANES), 1),
+                    where = b.zext(_load(b, _at(b, indices, n, LANES), ir.VectorType(I8, LANES), 1),
                                    ir.VectorType(I32, LANES))
-                for k in range(columns):
-                    start = _at(b, xs[k], place, 4)
+                for start, total in zip(xs, into):
+                    start = _at(b, start, place, 4)
                     if gather:
                         low, high = _load(b, start, V, 4), _load(b, _at(b, start, I64(LANES), 4), V, 4)
                         part = b.call(fetch, [low, where, high])
                     else:
                         part = _splat(b, _load(b, start, F32, 4))
-                    b.store(b.call(fma, [w, part, b.load(into[k])]), into[k])
-            pairs = b.udiv(b.sub(last, first), I64(unroll))
-            with cgutils.for_range(b, pairs) as loop:
-                slot = b.add(first, b.mul(loop.index, I64(unroll)))
-                for u in range(unroll):
-                    one(b.add(slot, I64(u)), sums[u])
-            rest = b.add(first, b.mul(pairs, I64(unroll)))
-            with cgutils.for_range_slice(b, rest, last, I64(1), intp=I64) as (slot, _):
-                one(slot, sums[0])
-            for k in range(columns):
-                total = b.load(sums[0][k])
-                for u in range(1, unroll):
-                    total = b.fadd(total, b.load(sums[u][k]))
-                if kind == 2:
-                    total = b.fmul(total, _load(b, scales, V, 4))
-                target = _at(b, y, b.mul(y_step, I64(k)), 4)
-                store = b.store(b.fadd(total, _load(b, target, V, 4)), b.bitcast(target, V.as_pointer()))
-                store.align = 4
+                    b.store(b.call(fma, [w, part, b.load(total)]), total)
+            with cgutils.for_range(b, blocks) as loop:
+                block = loop.index
+                for total in (t for part in sums for t in part):
+                    b.store(ir.Constant(V, [0.0] * LANES), total)
+                first, last = (b.zext(_load(b, _at(b, starts, n, 4), I32, 4), I64)
+                               for n in (block, b.add(block, I64(1))))
+                rounds = b.udiv(b.sub(last, first), I64(unroll))
+                with cgutils.for_range(b, rounds) as inner:
+                    for u in range(unroll):
+                        slot(b.add(first, b.add(b.mul(inner.index, I64(unroll)), I64(u))), sums[u])
+                rest = b.add(first, b.mul(rounds, I64(unroll)))
+                with cgutils.for_range_slice(b, rest, last, I64(1), intp=I64) as (n, _):
+                    slot(n, sums[0])
+                for k in range(columns):
+                    total = b.load(sums[0][k])
+                    for u in range(1, unroll):
+                        total = b.fadd(total, b.load(sums[u][k]))
+                    if kind == 2:
+                        total = b.fmul(total, _load(b, _at(b, scales, block, 4 * LANES), V, 4))
+                    target = _at(b, _at(b, y, b.mul(y_step, I64(k)), 4), block, 4 * LANES)
+                    store = b.store(b.fadd(total, _load(b, target, V, 4)), b.bitcast(target, V.as_pointer()))
+                    store.align = 4
             return context.get_dummy_value()
         return types.void(*[types.intp] * 10), emit
-    return block
+    return multiply
 
 
-_gather = [[_slot_sum(kind, True, k) for k in (1, 4)] for kind in range(3)]
-_slots = [[_slot_sum(kind, False, k) for k in (1, 4)] for kind in range(3)]
-(_g0, _g0x4), (_g1, _g1x4), (_g2, _g2x4) = _gather
-(_s0, _s0x4), (_s1, _s1x4), (_s2, _s2x4) = _slots
+(_g0, _g0x4), (_g1, _g1x4), (_g2, _g2x4) = [[_product(kind, True, k) for k in (1, 4)] for kind in range(3)]
+(_s0, _s0x4), (_s1, _s1x4), (_s2, _s2x4) = [[_product(kind, False, k) for k in (1, 4)] for kind in range(3)]
 
 
 @njit(**OPTIONS)
@@ -131,43 +132,27 @@ def product(matrix, x, x_step, y, y_step, columns):
     x must be readable for 32 floats behind its last column. `matrix` is a layout's `packed`.
     """
     code, kind, rows, starts, places, indices, values, scales = matrix
-    p, i, v, s = places.ctypes.data, indices.ctypes.data, values.ctypes.data, scales.ctypes.data
     if code == CSR:
         return _csr(rows, starts, places, values.view(np.float32), x, x_step, y, y_step, columns)
-    for block in range((rows + LANES - 1) // LANES):
-        first, last = np.int64(starts[block]), np.int64(starts[block + 1])
-        k = 0
-        while k < columns:
-            four = k + 4 <= columns
-            xk, yk, sk = x + 4 * k * x_step, y + 4 * (k * y_step + block * LANES), s + 4 * block * LANES
-            if code == GATHER:
-                if four:
-                    if kind == 0:
-                        _g0x4(first, last, p, i, v, xk, x_step, sk, yk, y_step)
-                    elif kind == 1:
-                        _g1x4(first, last, p, i, v, xk, x_step, sk, yk, y_step)
-                    else:
-                        _g2x4(first, last, p, i, v, xk, x_step, sk, yk, y_step)
-                elif kind == 0:
-                    _g0(first, last, p, i, v, xk, x_step, sk, yk, y_step)
-                elif kind == 1:
-                    _g1(first, last, p, i, v, xk, x_step, sk, yk, y_step)
-                else:
-                    _g2(first, last, p, i, v, xk, x_step, sk, yk, y_step)
-            elif four:
-                if kind == 0:
-                    _s0x4(first, last, p, i, v, xk, x_step, sk, yk, y_step)
-                elif kind == 1:
-                    _s1x4(first, last, p, i, v, xk, x_step, sk, yk, y_step)
-                else:
-                    _s2x4(first, last, p, i, v, xk, x_step, sk, yk, y_step)
-            elif kind == 0:
-                _s0(first, last, p, i, v, xk, x_step, sk, yk, y_step)
+    n, s, p, i = (rows + LANES - 1) // LANES, starts.ctypes.data, places.ctypes.data, indices.ctypes.data
+    v, f = values.ctypes.data, scales.ctypes.data
+    while columns > 0:                                             # four columns at a time: the weights are read once
+        four = columns >= 4
+        if code == GATHER:
+            if kind == 0:
+                _g0x4(n, s, p, i, v, f, x, x_step, y, y_step) if four else _g0(n, s, p, i, v, f, x, x_step, y, y_step)
             elif kind == 1:
-                _s1(first, last, p, i, v, xk, x_step, sk, yk, y_step)
+                _g1x4(n, s, p, i, v, f, x, x_step, y, y_step) if four else _g1(n, s, p, i, v, f, x, x_step, y, y_step)
             else:
-                _s2(first, last, p, i, v, xk, x_step, sk, yk, y_step)
-            k += 4 if four else 1
+                _g2x4(n, s, p, i, v, f, x, x_step, y, y_step) if four else _g2(n, s, p, i, v, f, x, x_step, y, y_step)
+        elif kind == 0:
+            _s0x4(n, s, p, i, v, f, x, x_step, y, y_step) if four else _s0(n, s, p, i, v, f, x, x_step, y, y_step)
+        elif kind == 1:
+            _s1x4(n, s, p, i, v, f, x, x_step, y, y_step) if four else _s1(n, s, p, i, v, f, x, x_step, y, y_step)
+        else:
+            _s2x4(n, s, p, i, v, f, x, x_step, y, y_step) if four else _s2(n, s, p, i, v, f, x, x_step, y, y_step)
+        done = 4 if four else 1
+        x, y, columns = x + 4 * done * x_step, y + 4 * done * y_step, columns - done
 
 
 @intrinsic
