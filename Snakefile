@@ -37,7 +37,7 @@ def chapter_inputs(wildcards):
     # The page shows the recorded results beside this run's, so a new record renews it.
     kept = [path for name in chapter.runs for path in graph.kept_records(name)]
     corpora = [manifest(graph.CORPORA[kind][PROFILE]) for kind in chapter.corpora]
-    return [*dict.fromkeys([*runs, *kept, *chapter.code]), *map(ancient, corpora)]
+    return [*dict.fromkeys([*runs, *kept, *chapter.files, *chapter.code]), *map(ancient, corpora)]
 
 
 wildcard_constraints:

@@ -199,6 +199,21 @@ def test_a_new_recorded_result_renews_the_page(built):
     shutil.rmtree(record.parent)
 
 
+def test_a_recorded_file_that_a_chapter_names_renews_the_page(built):
+    old, bench = (built.folder / "book/draws.ipynb").read_text(), built.folder / "results" / "desk" / "engine.json"
+    built.write("book/draws.ipynb", old.replace('"hlstm": {', '"hlstm": {"files": ["results/desk/engine.json"]'))
+    try:
+        built.ask("smoke", "_build/executed/smoke/book/draws.ipynb")                       # it may be missing
+        assert DRAWS not in built.plan()
+        bench.parent.mkdir(parents=True, exist_ok=True)
+        bench.write_text("{}")
+        assert DRAWS in built.plan()
+    finally:
+        bench.unlink(missing_ok=True)
+        built.write("book/draws.ipynb", old)
+        built.ask("smoke", "_build/executed/smoke/book/draws.ipynb")
+
+
 def test_recorded_runs_are_history(built, edit):
     """A desk record is made when it is missing; code and corpus may change, it stays."""
     assert "recorded_run seed0.json" in built.plan("desk")
