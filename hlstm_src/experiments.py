@@ -49,7 +49,7 @@ class Recipe:
 def _speech(s: Speech, title: str, cell: str, layers: int, schedule: dict, **options) -> Recipe:
     model = {"labels": len(ALPHABET), "cell": cell, "layers": layers, "hidden": s.hidden, "channels": s.channels,
              "dropout": 0.1} | ({"activation": "tanh"} if cell == "hlstm" else {})
-    return Recipe(title, model, schedule, Settings(lr=s.lr, precision=s.precision),
+    return Recipe(title, model, schedule, Settings(lr=s.lr, retrain_lr=s.retrain_lr, precision=s.precision),
                   {"batch": s.batch, "limit": s.limit}, **options)
 
 

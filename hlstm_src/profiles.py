@@ -26,6 +26,7 @@ class Speech:
     tolerance: float                # points of validation WER that pruning may cost before the last retraining
     batch: int = 16
     lr: float = 1e-3
+    retrain_lr: float = 0.5         # peak when retraining after pruning, as a share of `lr`
     limit: int | None = None        # use only the first so many utterances of each split
     precision: str = "bf16"
 
@@ -63,9 +64,9 @@ PROFILES = {p.name: p for p in (
     Profile("laptop", Speech(MINI_SPEECH, hidden=64, channels=8, lstm_layers=2, hlstm_layers=2, epochs=48,
                              growth_epochs=3, train_epochs=40, rounds=4, prune_ratio=0.5, retrain_epochs=3,
                              final_epochs=6, tolerance=4, batch=8, lr=3e-3), kept=False),
-    Profile("desk", Speech("data/an4", hidden=256, channels=16, lstm_layers=3, hlstm_layers=2, epochs=64,
-                           growth_epochs=3, train_epochs=28, rounds=3, prune_ratio=0.5, retrain_epochs=4,
-                           final_epochs=24, tolerance=6, lr=2e-3), kept=True),
+    Profile("desk", Speech("data/an4", hidden=256, channels=16, lstm_layers=3, hlstm_layers=2, epochs=87,
+                           growth_epochs=3, train_epochs=48, rounds=3, prune_ratio=0.5, retrain_epochs=5,
+                           final_epochs=24, tolerance=6, lr=1e-3, retrain_lr=1.0), kept=True),
     Profile("paper", Speech("data/an4", hidden=800, channels=32, lstm_layers=5, hlstm_layers=3, epochs=120,
                             growth_epochs=8, train_epochs=60, rounds=8, prune_ratio=0.4, retrain_epochs=6,
                             final_epochs=12, tolerance=1, lr=5e-4), kept=True),
