@@ -159,6 +159,28 @@ def bench_engine(quick: Annotated[bool, typer.Option(help="tiny layers: is every
                            "live": c.live} for c in made])
 
 
+@benches.command("speech")
+def bench_speech(corpus: Annotated[Path, typer.Option(help="a corpus folder, such as data/an4")],
+                 model: Annotated[Path, typer.Option(help="a recogniser that `run` wrote")] = TRAINED,
+                 limit: Annotated[int, typer.Option(min=1, help="utterances of the test split")] = 20,
+                 rounds: Annotated[int, typer.Option(min=1, help="timings of each contestant")] = 5,
+                 json: JsonOption = None):
+    """Whole utterances, from samples to text: the engine against PyTorch; start-up and memory."""
+    from . import bench, bench_speech
+    from .corpora import SpeechCorpus
+    speech = SpeechCorpus(corpus)
+    rows, seconds = bench_speech.speech(model, speech, limit, rounds)
+    print(f"{seconds:.0f} seconds of speech, utterance by utterance")
+    for row in rows:
+        print(f"  {row.engine:24} {row.microseconds / 1000:7.2f} ms a second of speech, "
+              f"{1e6 / row.microseconds:5.0f} times real time, "
+              f"{rows[0].microseconds / row.microseconds:5.2f} times as fast as torch")
+    begun, peak = bench_speech.start(model, speech.split("test")[0].path)
+    print(f"a fresh process writes its first text after {begun:.2f} s and takes {peak:.0f} MB at most")
+    if json:
+        bench.save(json, "speech", rows, seconds=seconds, start_seconds=begun, peak_mb=peak)
+
+
 @app.command()
 def doctor():
     """Look at this machine: packages, cores, GPU, corpora. Exit code 1 if something needed is missing."""
