@@ -86,16 +86,18 @@ def transcribe(files: Annotated[list[Path], typer.Argument(help="sound files of 
     recogniser, failed = load_compact(model, threads=threads), 0
     for k, path in enumerate(files, 1):
         if len(files) > 1 and sys.stderr.isatty():
-            print(f"{k} of {len(files)}  {path}", end="\r", file=sys.stderr)
+            print(f"\033[K{k} of {len(files)}  {path}", end="\r", file=sys.stderr)
         try:
             text, problem = recogniser.transcribe(path, beam=beam), None
         except AudioError as error:
             text, problem, failed = None, str(error), failed + 1
             print(f"error: {error}", file=sys.stderr)
+        if text == "":
+            print(f"{path}: nothing was heard", file=sys.stderr)
         if json:
-            print(dumps({"file": str(path), "text": text} | ({"error": problem} if problem else {})))
+            print(dumps({"file": str(path), "text": text} | ({"error": problem} if problem else {})), flush=True)
         elif text is not None:
-            print(f"{path}\t{text}" if len(files) > 1 else text)
+            print(f"{path}\t{text}" if len(files) > 1 else text, flush=True)
     if failed:
         raise SystemExit(1)
 

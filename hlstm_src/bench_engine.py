@@ -56,7 +56,8 @@ class Limits:
 
     def share(self, size: int, macs: int, seconds: float) -> tuple[float, float]:
         """Shares of the two limits that a step reaches which reads so many bytes and does so much."""
-        rate = next((r for most, r in sorted(self.bandwidth.items()) if size <= most), min(self.bandwidth.values()))
+        sizes = sorted(self.bandwidth)                             # between two sizes, in proportion to the logarithm
+        rate = np.interp(np.log(size), np.log(sizes), [self.bandwidth[n] for n in sizes])
         return size / seconds / rate, macs / seconds / self.macs
 
 
@@ -94,7 +95,7 @@ def _multiplied(times):
 def limits() -> Limits:
     """Measures them: reading from each cache and from memory, multiplying in registers."""
     bandwidth = {}
-    for size, times in ((1 << 14, 4000), (1 << 19, 100), (1 << 23, 5), (1 << 27, 1)):
+    for size, times in ((1 << 14, 4000), (1 << 19, 100), (1 << 23, 5), (1 << 24, 3), (1 << 27, 1)):
         room = aligned(size // 8, np.uint64)
         room[:] = 1                                                # until written to, all its pages may be one
         bandwidth[size] = size * times / interleaved({"": partial(_read, room, times)}, 5)[""]

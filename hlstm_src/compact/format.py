@@ -47,7 +47,7 @@ def write(path: str | Path, tensors: Mapping[str, np.ndarray], masks: Mapping[st
             raise ValueError(f"{name} holds values that are not numbers")
         if kept.ndim >= 2 and values == "int8":
             rows = np.abs(kept).reshape(len(kept), -1).max(1)
-            scale = np.where(rows > 0, rows / 127, 1).astype(np.float32)
+            scale = np.where(rows > 1e-30, rows / 127, 1).astype(np.float32)
             stored[f"{name}.scale"] = scale
             kept = np.rint(kept / scale.reshape(-1, *[1] * (kept.ndim - 1))).astype(np.int8)
         elif kept.ndim >= 2 and values == "fp16":
@@ -131,6 +131,8 @@ class ModelFile:
         scale = None
         if name + ".scale" in self.names:
             scale = self._read(name + ".scale", (shape[0],), ("F32",)).reshape(-1, *[1] * (len(shape) - 1))
+            if np.abs(scale).max(initial=0) > 1e36:
+                raise self.error(f"tensor {name}.scale holds values beyond float32")
         if form == "":
             kinds = ("I8",) if scale is not None else ("F32", "F16")
             whole = self._read(name, shape, kinds).astype(np.float32)
@@ -164,7 +166,7 @@ class ModelFile:
         """Marks a tensor as known, though it is not needed."""
         self._used.add(name)
 
-    def close(self) -> None:
+    def finish(self) -> None:
         """Raises ModelFileError if the file holds tensors that nobody asked for: then it is another model's."""
         rest = sorted(self.names - self._used)
         if rest:

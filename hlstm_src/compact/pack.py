@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -21,22 +22,20 @@ def pack(source: Path, target: Path, values: str = "fp16") -> int:
     path = source.with_suffix(".json")
     if path.exists():
         record = records.read(path)
-        about["scores"] = record.scores
+        if values != "int8":                                       # which rounds once more, and has scores of its own
+            about["scores"] = record.scores
         about["provenance"]["commit"] = record.provenance.commit
     return format.write(target, tensors, masks, about, values)
 
 
 def sizes(source: Path) -> dict[str, int]:
-    """Bytes of a model on disk: dense and masked float32, each alone and through gzip, and compact files."""
+    """Bytes of a model on disk: all entries as float32, alone and through gzip, and compact files."""
     tensors, masks, _ = _read(source)
     whole = b"".join(np.asarray(t, np.float32).tobytes() for t in tensors.values())
-    found = {"dense fp32": len(whole), "dense fp32, gzip": len(gzip.compress(whole, 6))}
-    for values in ("fp32", "fp16", "int8"):
-        target = source.with_name(f".{source.name}.{values}.size")
-        try:
-            found[f"compact {values}"] = format.write(target, tensors, masks, {}, values)
-        finally:
-            target.unlink(missing_ok=True)
+    found = {"fp32, zeros too": len(whole), "the same, gzip": len(gzip.compress(whole, 6))}
+    with tempfile.TemporaryDirectory() as room:
+        for values in ("fp32", "fp16", "int8"):
+            found[f"compact {values}"] = format.write(Path(room) / "model", tensors, masks, {}, values)
     return found
 
 

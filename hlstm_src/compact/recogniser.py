@@ -86,7 +86,7 @@ class Recogniser:
         scale, add = norm("norm", hidden)
         W, b = dense("output.weight", m["labels"], hidden), dense("output.bias", m["labels"])
         self.output = (W * scale).T.copy(), b + W @ add
-        file.close()
+        file.finish()
 
     @property
     def matrices(self) -> dict[str, layouts.Layout]:
@@ -111,6 +111,8 @@ class Recogniser:
 
         Long sound is heard in pieces. Raises AudioError for sound that cannot be read.
         """
+        if beam < 1:
+            raise ValueError(f"beam={beam} must be at least 1")
         path = isinstance(samples, (str, bytes)) or hasattr(samples, "__fspath__")
         samples = audio.read(samples) if path else audio.convert(samples, rate)
         texts = []

@@ -136,7 +136,7 @@ def test_a_file_gives_what_was_written(folder, values, rows, columns, density, s
         exact = {"fp32": 1e-7 * np.abs(tensor), "fp16": 6e-8 + 2 ** -11 * np.abs(tensor), "int8": 0.5001 * step}
         assert (np.abs(found - tensor) <= exact[values if tensor.ndim > 1 else "fp32"]).all()
         assert alive is None if name != "sparse" else (alive == mask).all()
-    file.close()
+    file.finish()
     stored = set(load(path.read_bytes()))
     smaller = "gaps" if len(gaps(mask)) < -(-mask.size // 8) else "mask"
     assert {f"sparse.{smaller}", "sparse.live"} <= stored and len(stored) == 4 + 2 * (values == "int8")
