@@ -48,10 +48,12 @@ class Scene:
 def tokenize(sentence: str) -> list[str]:
     """Words of a sentence in lower case and without punctuation, as the Penn treebank splits them.
 
-    It does by a regular expression what the PTB tokeniser of the caption scores does in Java: "don't" gives
-    `do n't`, "the tree's" gives `the tree 's`, and a hyphen stays inside its word.
+    It does by regular expressions what the PTB tokeniser of the caption scores does in Java: "don't" gives
+    `do n't`, "the tree's" gives `the tree 's`, and a hyphen stays inside its word. Unlike there, brackets go
+    with the rest of the punctuation, and a slash parts two words.
     """
-    return TOKENS.findall(sentence.lower().replace("\u2019", "'").replace("_", " "))
+    plain = sentence.lower().replace("\u2019", "'").replace("_", " ")
+    return TOKENS.findall(re.sub(r"\bcannot\b", "can not", plain))
 
 
 def build_vocabulary(captions: Iterable[list[str]], min_count: int) -> list[str]:
