@@ -29,7 +29,7 @@ def rewrite(folder, name, change, agree=True):
         (folder / "corpus.json").write_text(json.dumps(info))
 
 
-def store(folder, name="vgg16", rows=sum(SIZES.values()), **about):
+def store(folder, name="vgg16", rows=21, **about):
     """A feature store whose row k is k in every place, with what it says of itself changed by `about`."""
     manifest = hashlib.sha256((folder / "manifest.csv").read_bytes()).hexdigest()
     about = {"encoder": "vgg16", "manifest_sha256": manifest, "skipped": "[]", **about}
@@ -74,8 +74,8 @@ def test_words_survive_the_way_to_ids_and_back(tokens, longest, more):
     (lambda f: (f / "corpus.json").write_text("{"), "corpus.json", "not JSON"),
     (lambda f: (f / "corpus.json").write_text("[]"), "corpus.json", "key 'kind' is not 'captions'"),
     (lambda f: (f / "corpus.json").write_text('{"kind": "speech"}'), "corpus.json", "key 'kind' is not 'captions'"),
-    (lambda f: rewrite(f, "captions.csv", lambda t: t + "x,a,A\n", agree=False), "corpus.json", "key 'sha256' does not"),
-    (lambda f: rewrite(f, "captions.csv", lambda t: t + "train-00, ,?\n"), "captions.csv, row 107", "'train-00' is empty"),
+    (lambda f: rewrite(f, "captions.csv", lambda t: t + "x,a,A\n", agree=False), "corpus.json", "key 'sha256'"),
+    (lambda f: rewrite(f, "captions.csv", lambda t: t + "train-00, ,?\n"), "captions.csv, row 107", "is empty"),
     (lambda f: rewrite(f, "captions.csv", lambda t: t + "train-00,a\n"), "captions.csv, row 107", "raw is missing"),
     (lambda f: rewrite(f, "captions.csv", lambda t: t.replace("id,", "name,", 1)), "captions.csv, row 2", "is missing"),
     (lambda f: rewrite(f, "captions.csv", lambda t: t.replace("valid-00", "valid-01")), "manifest.csv, row 14",
@@ -139,7 +139,7 @@ def test_skipped_pictures_are_in_no_split_and_have_no_feature(folder):
 ])
 def test_a_store_of_something_else_is_refused(folder, make, what):
     make(folder)
-    with pytest.raises(CorpusError, match=f"vgg16.safetensors: .*{what}.*data_prep.features --corpus .* --encoder vgg16"):
+    with pytest.raises(CorpusError, match=f"vgg16.safetensors: .*{what}.*data_prep.features --corpus .* vgg16"):
         CaptionCorpus(folder, "vgg16")
 
 
