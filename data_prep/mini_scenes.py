@@ -44,9 +44,9 @@ RADII = {"small": 6.0, "medium": 9.0, "big": 14.0}
 
 
 def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """A star of five points: where at least four of the five sides of a pentagram look inwards."""
-    normals = ((0.0, 1.0), (0.951, 0.309), (0.588, -0.809), (-0.588, -0.809), (-0.951, 0.309))
-    return sum(a * u + b * v <= 0.36 for a, b in normals) >= 4
+    """A star of five points, one of them up: what lies within at least four of the five lines of a pentagram."""
+    normals = ((0.0, -1.0), (0.951, -0.309), (0.588, 0.809), (-0.588, 0.809), (-0.951, -0.309))
+    return sum(a * u + b * v <= 0.31 for a, b in normals) >= 4
 
 
 # u to the right, v downwards, both in [-1, 1] within the shape.
