@@ -106,7 +106,6 @@ def store_features(
         done, skipped = 0, []
     progress = Progress("features", len(pictures), "pictures", done)
     with open(part, "r+b" if begun else "wb") as file, progress as bar:
-        file.truncate(done * width)
         file.seek(done * width)
         for start in range(done, len(pictures), size):
             batch = pictures[start : start + size]

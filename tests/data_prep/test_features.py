@@ -81,7 +81,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(corpus, stop):
         store_features(corpus, means(stop))
     part = corpus.folder / "features/vgg16.rows.part"
     with open(part, "ab") as file:
-        file.write(b"torn")  # a batch that was half written
+        file.write(b"torn" * 2)  # a batch that was half written: one row and a part of the next
     encoder = means()
     encoder.network.left = 6 - stop  # 21 pictures in batches of 4
     assert content(store_features(corpus, encoder)[0]) == whole and encoder.network.left == 0
