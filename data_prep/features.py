@@ -9,7 +9,6 @@ small corpora need no such store, since the reader can take the pixels from the 
 """
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -18,14 +17,14 @@ import numpy as np
 import torch
 import typer
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from data_prep.corpus import write_atomic
 from data_prep.fetch import Progress
 from hlstm_src.corpora import CaptionCorpus, CorpusError, Picture, UndecodablePicture
 from hlstm_src.encoders import Encoder, EncoderError, load_encoder
 
-BATCH = 32
+BATCH = {"cpu": 4}  # pictures at a time; on a CPU large batches are slower, because they fall out of its cache
 
 
 def _about(corpus: CaptionCorpus, encoder: Encoder) -> dict[str, str]:
@@ -87,8 +86,8 @@ def store_features(
         CorpusError: a picture is missing, changed or does not decode. What was done so far is kept.
     """
     path = corpus.folder / "features" / f"{encoder.name}.safetensors"
-    part, state = path.with_suffix(".part"), path.with_suffix(".part.json")
-    about = _about(corpus, encoder)
+    part, state = path.with_suffix(".rows.part"), path.with_suffix(".json.part")
+    about, pictures = _about(corpus, encoder), corpus.pictures
     skipped = _made_by(path, about)
     if skipped is not None and (skip_broken or not skipped):
         return path, False
@@ -98,17 +97,19 @@ def store_features(
         begun = kept["about"] == about and part.exists()
     except (OSError, ValueError, KeyError, TypeError):
         begun = False
+    size = BATCH.get(encoder.device, 64)
     width = int(np.prod(encoder.shape)) * encoder.dtype.itemsize
-    done = part.stat().st_size // (width * BATCH) * BATCH if begun else 0
-    first = {picture.id for picture in corpus.pictures[:done]}
+    done = part.stat().st_size // (width * size) * size if begun else 0
+    first = {picture.id for picture in pictures[:done]}
     skipped = [name for name in kept["skipped"] if name in first] if begun else []
     if skipped and not skip_broken:
         done, skipped = 0, []
-    with open(part, "r+b" if begun else "wb") as file, Progress("features", len(corpus.pictures), "pictures", done) as bar:
+    progress = Progress("features", len(pictures), "pictures", done)
+    with open(part, "r+b" if begun else "wb") as file, progress as bar:
         file.truncate(done * width)
         file.seek(done * width)
-        for start in range(done, len(corpus.pictures), BATCH):
-            batch = corpus.pictures[start : start + BATCH]
+        for start in range(done, len(pictures), size):
+            batch = pictures[start : start + size]
             before = len(skipped)
             rows = _rows(corpus, encoder, batch, skip_broken, skipped)
             for name in skipped[before:]:
@@ -119,11 +120,8 @@ def store_features(
             file.flush()
             bar.update(len(batch))
     dtype = np.uint8 if encoder.dtype == torch.uint8 else np.float16
-    rows = np.memmap(part, dtype, "r+", shape=(len(corpus.pictures), *encoder.shape))
-    new = path.with_suffix(".tmp")
-    save_file({"features": torch.from_numpy(rows)}, new, metadata=about | {"skipped": json.dumps(skipped)})
-    os.replace(new, path)
-    del rows
+    rows = torch.from_numpy(np.fromfile(part, dtype).reshape(len(pictures), *encoder.shape))
+    write_atomic(path, save({"features": rows}, metadata=about | {"skipped": json.dumps(skipped)}))
     part.unlink()
     state.unlink(missing_ok=True)
     return path, True
@@ -132,13 +130,14 @@ def store_features(
 def main(
     corpus: Annotated[Path, typer.Option(help="A caption corpus, made by data_prep.karpathy or data_prep.coco.")],
     encoder: Annotated[str, typer.Option(help="vgg16, efficientnet_lite0 or tiny.")],
-    weights: Annotated[str | None, typer.Option(help="vgg16: a file of weights, or 'random' to try things out.")] = None,
+    weights: Annotated[str | None, typer.Option(help="vgg16: a file of weights, or 'random' for a trial.")] = None,
+    device: Annotated[str, typer.Option(help="Where the encoder runs: cpu, cuda.")] = "cpu",
     skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out pictures that do not decode.")] = False,
 ) -> None:
     """Store the features of every picture of a caption corpus."""
     try:
         opened = CaptionCorpus(corpus)
-        path, new = store_features(opened, load_encoder(encoder, weights), skip_broken=skip_broken)
+        path, new = store_features(opened, load_encoder(encoder, weights, device), skip_broken=skip_broken)
     except (CorpusError, EncoderError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None

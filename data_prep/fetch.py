@@ -9,11 +9,13 @@ import gzip
 import http.client
 import os
 import shutil
+import stat
 import sys
 import tarfile
 import time
 import urllib.error
 import urllib.request
+import zipfile
 import zlib
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -120,6 +122,7 @@ def download(
     pause: float = 1.0,
     timeout: float = 30.0,
     max_bytes: int = 1 << 30,
+    by_hand: str | None = "--archive",
 ) -> str:
     """Download `target` from the first address that delivers an accepted file.
 
@@ -130,6 +133,7 @@ def download(
         tries, pause: attempts at each address and the seconds between the first two, doubled each time.
         timeout: seconds a server may stay silent.
         max_bytes: the longest file that will be taken.
+        by_hand: the option, if there is one, that takes a file at hand; messages name it.
 
     Returns:
         The SHA-256 of the file.
@@ -162,21 +166,30 @@ def download(
         url, digest = found
         raise DataError(
             f"{unlisted}: {url} sent a file with the SHA-256 {digest}, which is not a known one; "
-            f"if you trust it, pass --sha256 {digest} or --archive {unlisted}"
+            f"if you trust it, pass --sha256 {digest}"
+            + (f" or {by_hand} {unlisted}" if by_hand else "")
         )
     raise DataError(
         f"{target}: could not be downloaded from {', '.join(said)}; run the command again to go on where it "
-        "stopped, or fetch the archive by other means and pass --archive PATH"
+        f"stopped, or fetch the archive by other means and "
+        + (f"pass {by_hand} PATH" if by_hand else "put it there")
     )
 
 
-def _refusal(member: tarfile.TarInfo) -> str | None:
-    """Why a member of an archive must not be unpacked, or None."""
-    name = member.name.replace("\\", "/")
+def _bad_path(name: str) -> str | None:
+    """Why a member of this name must not be unpacked, or None."""
+    name = name.replace("\\", "/")
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive:
         return "has an absolute path"
     if ".." in PurePosixPath(name).parts or "\0" in name:
         return "has a path that leads out of the folder"
+    return None
+
+
+def _refusal(member: tarfile.TarInfo) -> str | None:
+    """Why a member of an archive must not be unpacked, or None."""
+    if problem := _bad_path(member.name):
+        return problem
     if member.issym() or member.islnk():
         return "is a link"
     if not (member.isfile() or member.isdir()):
@@ -240,3 +253,55 @@ def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> 
                 shutil.copyfileobj(tar.extractfile(member), file)
     except (FileExistsError, NotADirectoryError):
         raise FileExistsError(repr(member.name)) from None
+
+
+def unpack_zip(
+    archive: str | os.PathLike,
+    folder: str | os.PathLike,
+    *,
+    max_bytes: int = 1 << 35,
+    max_members: int = 500_000,
+) -> None:
+    """Unpack a `.zip` into `folder`, as `unpack` does a `.tar.gz`, except that it can go on where it was stopped.
+
+    A file that is there in its full length is left alone: it was written under another name, and its CRC checked,
+    before it got this one.
+
+    Raises:
+        DataError: the archive is missing, damaged or too large, or holds a path out of the folder, a link, an
+            encrypted member or the same file twice.
+    """
+    archive, folder = Path(archive), Path(folder)
+    remedy = "fetch the archive again, from a source you trust"
+    try:
+        with zipfile.ZipFile(archive) as file:
+            members = [member for member in file.infolist() if not member.is_dir()]
+            names = set()
+            for member in members:
+                problem = _bad_path(member.filename)
+                if stat.S_ISLNK(member.external_attr >> 16):
+                    problem = "is a link"
+                if member.flag_bits & 1:
+                    problem = "is encrypted"
+                if member.filename in names:
+                    problem = "is there twice"
+                if problem:
+                    raise DataError(f"{archive}: member {member.filename!r} {problem}; {remedy}")
+                names.add(member.filename)
+            if sum(member.file_size for member in members) > max_bytes or len(members) > max_members:
+                limits = f"the limit of {max_bytes:,} bytes or {max_members:,} members"
+                raise DataError(f"{archive}: goes past {limits}; {remedy}")
+            with Progress(f"unpack {archive.name}", len(members)) as bar:
+                for member in members:
+                    path = folder / member.filename
+                    if not (path.is_file() and path.stat().st_size == member.file_size):
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        part = path.with_name(path.name + ".part")
+                        with file.open(member) as source, open(part, "wb") as target:
+                            shutil.copyfileobj(source, target)
+                        os.replace(part, path)
+                    bar.update()
+    except FileNotFoundError:
+        raise DataError(f"{archive}: no such file; run the command again to download it") from None
+    except (EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{archive}: truncated or damaged ({error}); {remedy}") from None

@@ -16,6 +16,8 @@ import json
 import os
 import re
 import tempfile
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -210,9 +212,12 @@ def prepare_folder(
     *,
     min_count: int | None = None,
     skip_empty: bool = False,
-    about: About | None = None,
+    expected: Mapping[str, int] | None = None,
 ) -> tuple[dict, bool]:
     """Make the corpus folder `out` from a caption file and a folder of pictures.
+
+    Args:
+        expected: how many pictures each split must have.
 
     Returns:
         The content of corpus.json, and whether the folder was built anew.
@@ -223,7 +228,9 @@ def prepare_folder(
     if not images.is_dir():
         raise DataError(f"{images}: no such folder; give the folder of pictures with --images")
     dataset, scenes = read_scenes(captions, images, skip_empty)
-    about = about or _about(dataset)
+    about, counts = _about(dataset), Counter(scene.split for scene in scenes)
+    if expected is not None and counts != Counter(expected):
+        raise DataError(f"{captions}: key 'images' has {dict(counts)} pictures, not {dict(expected)}; {REMEDY}")
     notices = [file for file in sorted(captions.parent.iterdir()) if re.match(r"(?i)(readme|licen[cs]e)", file.name)]
     return write_corpus(
         out,

@@ -39,6 +39,7 @@ class Encoder:
     weights_sha256: str
     prepare: Callable[["Image"], Tensor]
     network: nn.Module
+    device: str = "cpu"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -48,16 +49,18 @@ class Encoder:
     @torch.inference_mode()
     def __call__(self, images: Sequence["Image"]) -> Tensor:
         """RGB pictures of any size -> features (B, *shape), float32; those of `tiny` are in [0, 255]."""
-        return self.network(torch.stack([self.prepare(image) for image in images])).float()
+        x = torch.stack([self.prepare(image) for image in images])
+        return self.network(x.to(self.device)).float().cpu()
 
 
-def load_encoder(name: str, weights: str | Path | None = None) -> Encoder:
-    """An encoder, ready for use on the CPU.
+def load_encoder(name: str, weights: str | Path | None = None, device: str = "cpu") -> Encoder:
+    """An encoder, ready for use.
 
     Args:
         name: one of `ENCODERS`.
         weights: for vgg16, a file of the weights in torchvision's format; without one, torchvision fetches them.
             "random" takes random ones, from a fixed seed, which is good for trying things out and nothing else.
+        device: where the network runs, such as "cuda"; features come back to the CPU.
 
     Raises:
         EncoderError: the name is unknown, a package is missing, or the weights cannot be had or do not fit.
@@ -69,7 +72,8 @@ def load_encoder(name: str, weights: str | Path | None = None) -> Encoder:
     if name == "efficientnet_lite0" and weights is not None:
         raise EncoderError(f"encoder {name}: brings its own weights; leave --weights out")
     network, prepare, size = _vgg16(weights) if name == "vgg16" else _efficientnet_lite0()
-    return Encoder(name, (size,), digest(network), prepare, network.eval().requires_grad_(False))
+    network = network.eval().requires_grad_(False)
+    return Encoder(name, (size,), digest(network), prepare, network.to(device), device)
 
 
 def digest(network: nn.Module) -> str:
@@ -98,8 +102,8 @@ def _vgg16(weights: str | Path | None):
     try:
         from torchvision.models import VGG16_Weights, vgg16
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit torch
-        raise EncoderError(f"encoder vgg16: torchvision is missing or does not fit torch {torch.__version__} "
-                           f"({error}); install the build that matches: pip install \"grow-prune-lstms[vision]\"") from None
+        raise EncoderError(f"encoder vgg16: torchvision is missing or does not fit torch {torch.__version__} ({error})"
+                           "; install the build for it: pip install \"grow-prune-lstms[vision]\"") from None
     if weights == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
