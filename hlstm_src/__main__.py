@@ -51,7 +51,8 @@ def evaluate(model: Annotated[Path, typer.Argument(help="a .safetensors file tha
         named = "cider", "cider_low", "cider_high", "pictures"
         return print(f"{model.name} on {opened.name} {split}: CIDEr {rates['cider']:.4f} %, 95 % interval "
                      f"{rates['cider_low']:.1f} to {rates['cider_high']:.1f}; {rates['pictures']:.0f} pictures; "
-                     + ", ".join(f"{name} {value:.4f}" for name, value in rates.items() if name not in named))
+                     + ", ".join(f"{name} {value:.4f}" for name, value in rates.items() if name not in named)
+                     + ("" if "meteor" in rates else "; scored without Java: not to be compared with PTB scores"))
     for u, text in list(zip(opened.split(split), heard))[:show]:
         print(f"{u.id}\n  said   {u.transcript}\n  heard  {text}")
     print(f"{model.name} on {opened.name} {split}: WER {rates['wer']:.4f} %, 95 % interval "

@@ -72,9 +72,10 @@ class Captions:
         return CaptionTask(self.corpus, seed=seed, **sizes)
 
     def about(self, task: dict) -> dict:
-        """The vocabulary, how many words are said at most, and whose features are read."""
+        """The vocabulary, how many words are said at most, whose features are read, and whether Java may score."""
         words = self.corpus.vocabulary
-        return {"vocabulary": list(words.words), "longest": words.longest, "encoder": self.corpus.encoder}
+        return {"vocabulary": list(words.words), "longest": words.longest, "encoder": self.corpus.encoder,
+                "java": task["java"]}
 
     def results(self, model: NeuralTalk, task: CaptionTask) -> dict:
         """Test scores: all of them of greedy captions, CIDEr for each beam (`cider_beam2`, ...), perplexity."""
@@ -87,7 +88,8 @@ class Captions:
     def scored(model: NeuralTalk, task: CaptionTask, pictures: list[Picture]) -> tuple[list[str], dict, str]:
         """Greedy captions, scores (those of the other beams as `cider_beam2`, ...), normalisation."""
         said = [task.captions(model, pictures, CPU, beam) for beam in BEAMS]
-        found, normalisation = caption_scores(tokens(pictures), [list(p.raw) for p in pictures], *said)
+        found, normalisation = caption_scores(tokens(pictures), [list(p.raw) for p in pictures], *said,
+                                              use_java=task.java)
         wider = {f"{name}_beam{beam}": scores[name] for beam, scores in zip(BEAMS[1:], found[1:])
                  for name in ("cider", "bleu4", "meteor") if name in scores}
         return said[0], found[0] | wider | {"perplexity": task.perplexity(model, pictures, CPU)}, normalisation

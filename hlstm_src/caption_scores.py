@@ -126,6 +126,8 @@ def _serve() -> None:
     # An empty line would be lost, so each gets a full stop, which goes with the other punctuation.
     form = {k: [{"caption": " ".join(s.split()) + " ."} for s in each] for k, each in enumerate([*raw, *captioners])}
     lines = list(PTBTokenizer().tokenize(form).values())
+    if list(map(len, lines)) != list(map(len, form.values())):     # a Java that died
+        raise JavaError("the tokeniser gave back fewer sentences than it got")
     references, captioners = lines[:len(raw)], lines[len(raw):]
     meteor = Meteor()
     shares = [meteor.compute_score(*_numbered(references, captions))[0] for captions in captioners]

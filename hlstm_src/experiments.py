@@ -114,9 +114,11 @@ def _captioner(c: Captions, title: str, cell: str = "hlstm", layers: int = 1, ri
     density = math.floor(most / 3) / (size / 3) if compact else c.accurate    # three matrices of one size
     model = {"cell": cell, "layers": layers, "hidden": hidden, "embedding": c.hidden, "dropout": c.dropout}
     model |= {"activation": activation or c.activation} if cell == "hlstm" else {}
-    return Recipe(title, model, {"rival": rival, "epochs": c.epochs, "density": density, "rounds": c.rounds},
-                  Settings(lr=c.lr, precision=c.precision, fused=True),
-                  {"corpus": c.corpus, "encoder": c.encoder, "batch": c.batch, "limit": c.limit},
+    schedule = {"epochs": c.epochs}
+    if rival not in ("dense", "small-dense"):
+        schedule |= {"rival": rival, "density": density, "rounds": c.rounds}
+    return Recipe(title, model, schedule, Settings(lr=c.lr, precision=c.precision, fused=True),
+                  {"corpus": c.corpus, "encoder": c.encoder, "batch": c.batch, "limit": c.limit, "java": c.java},
                   masked=benchmarks.Captions.masked, benchmark="captions")
 
 
@@ -286,7 +288,7 @@ def evaluate(file: Path, corpus: SpeechCorpus | CaptionCorpus | None = None, spl
         if list(corpus.vocabulary.words) != metadata["vocabulary"]:
             raise ValueError(f"{file}: its vocabulary is not that of {corpus.folder}; name the corpus it learnt from")
         bench = benchmarks.Captions(corpus)
-        said, found, _ = bench.scored(model, bench.task(0), corpus.split(split, limit=limit))
+        said, found, _ = bench.scored(model, bench.task(0, java=metadata["java"]), corpus.split(split, limit=limit))
         return found, said
     task, chosen = SpeechTask(corpus, batch=batch), corpus.split(split, limit=limit)
     heard = task.transcribe(model, chosen, benchmarks.CPU)

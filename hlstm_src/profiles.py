@@ -46,6 +46,7 @@ class Captions:
     batch: int = 64                 # captions
     dropout: float = 0.5
     limit: int | None = None        # use only the first so many pictures of each split
+    java: bool = True               # score with the PTB tokeniser and METEOR, where there is a Java
     precision: str = "bf16"
 
 
@@ -71,7 +72,7 @@ class Profile:
     name: str
     speech: Speech
     kept: bool                      # its records are history: committed, made anew on request only
-    captions: Captions
+    captions: Captions = Captions(MINI_SCENES, "tiny")
     flowers: Captions | None = None     # the second caption corpus, where there is one
     toy: Toy = Toy()
 
@@ -81,7 +82,7 @@ PROFILES = {p.name: p for p in (
                             growth_epochs=1, train_epochs=2, rounds=1, prune_ratio=0.5, retrain_epochs=1,
                             final_epochs=1, tolerance=100, batch=4, limit=12, precision="fp32"), kept=False,
             captions=Captions(MINI_SCENES, "tiny", hidden=16, epochs=6, rounds=2, lr=1e-2, batch=16, limit=12,
-                              precision="fp32"),
+                              java=False, precision="fp32"),
             toy=Toy(levers=2, hidden=8, epochs=5, length=2, batch=8, held_out=16, density=0.3, rounds=2, seeds=1)),
     Profile("laptop", Speech(MINI_SPEECH, hidden=64, channels=8, lstm_layers=2, hlstm_layers=2, epochs=48,
                              growth_epochs=3, train_epochs=40, rounds=4, prune_ratio=0.5, retrain_epochs=3,

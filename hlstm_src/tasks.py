@@ -87,8 +87,9 @@ class CaptionTask:
     metric, lower_is_better = "cider", False
 
     def __init__(self, corpus: CaptionCorpus, batch: int = 64, limit: int | None = None, seed: int = 0,
-                 label_smoothing: float = 0.0):
-        self.corpus, self.batch, self.limit, self.seed, self.smoothing = corpus, batch, limit, seed, label_smoothing
+                 label_smoothing: float = 0.0, java: bool = True):
+        self.corpus, self.batch, self.limit, self.seed = corpus, batch, limit, seed
+        self.smoothing, self.java = label_smoothing, java          # java: may it score at the end?
         self.train = corpus.split("train", limit=limit)
         self.valid = corpus.split("valid", limit=limit)
         self.longest = corpus.vocabulary.longest

@@ -30,7 +30,7 @@ def cider_d(references, hypotheses):
         for n in (1, 2, 3, 4):
             seen = Counter(g for each in references for g in {g for r in each for g in grams(r, n)})
 
-            def weights(sentence):
+            def weights(sentence, n=n, seen=seen):
                 return {g: c * (log(len(references)) - log(max(1, seen[g]))) for g, c in grams(sentence, n).items()}
             for ref in refs:
                 h, r = weights(said), weights(ref)
@@ -94,8 +94,9 @@ def test_java_tokenises_what_people_wrote_and_adds_meteor():
         assert with_java == pytest.approx(without)
 
 
-@pytest.mark.parametrize(("script", "message"), [("exit 3", "failed"), ("cat >/dev/null; sleep 60", "seconds"),
-                                                 ("case $* in *meteor*) exit 3;; *) cat ${@: -1};; esac", "s")])
+@pytest.mark.parametrize(("script", "message"), [
+    ("exit 3", "the tokeniser gave back fewer"), ("sleep 60", "more than 8 seconds"),
+    ("case $* in *meteor*) exit 3;; *) cat ${@: -1};; esac", "more than 8 seconds|failed")])
 def test_a_java_that_fails_or_hangs_is_an_error_and_leaves_no_process(script, message, tmp_path, monkeypatch):
     fake = tmp_path / "java"
     fake.write_text(f"#!/usr/bin/env bash\necho $$ >> {tmp_path}/pids\n{script}\n")
