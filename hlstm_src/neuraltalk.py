@@ -36,6 +36,8 @@ class NeuralTalk(nn.Module):
         if encoder:
             from .encoders import TinyCNN
             self.encoder = TinyCNN(features)
+        # What all pictures have in common would else grow until it saturates the gates, and hides the picture.
+        self.norm = nn.BatchNorm1d(features, affine=False)
         self.picture, self.words = nn.Linear(features, embedding), nn.Embedding(words, embedding)
         if cell == "gru":
             self.rnn = nn.GRU(embedding, hidden, layers)
@@ -45,8 +47,17 @@ class NeuralTalk(nn.Module):
         else:
             raise ValueError(f"cell {cell!r}: choose lstm, gru or hlstm")
         self.output, self.dropout = nn.Linear(hidden, words), dropout
-        # Words begin as small as NeuralTalk2's, pictures as large as words: neither drowns the other.
-        nn.init.uniform_(self.words.weight, -0.1, 0.1)
+        nn.init.uniform_(self.words.weight, -0.1, 0.1)             # as NeuralTalk2
+        self._remember()
+
+    @torch.no_grad()
+    def _remember(self, bias: float = 1.0) -> None:
+        """Opens the gate that keeps the state (f; of a GRU, z), so that the picture, which is seen once, is not
+        forgotten before learning begins (Jozefowicz et al., 2015)."""
+        last = getattr(self.rnn, "gate_layers", 0)
+        for name, p in self.rnn.named_parameters():
+            if name.startswith(f"bias_gate{last}_l" if last else "bias_ih_l"):
+                p[self.rnn.hidden_size:2 * self.rnn.hidden_size] += bias       # the second of the gates' rows
 
     def forward(self, features: Tensor, inputs: Tensor) -> Tensor:
         """features (B, D) or pixels (B, 3, 64, 64), inputs (B, L + 1): 0 and the words -> logits (B, L + 1, V).
@@ -59,7 +70,8 @@ class NeuralTalk(nn.Module):
 
     def embed(self, features: Tensor) -> Tensor:
         """Features or pixels -> the decoder's first input, (B, E)."""
-        return self.picture(features if self.encoder is None else self.encoder(features))
+        x = features if self.encoder is None else self.encoder(features)
+        return self.picture(self.norm.train(self.training and len(x) > 1)(x))      # one picture has no variance
 
     def start(self, features: Tensor) -> tuple[Tensor, ...]:
         """The decoder's state after the picture: h and c of an LSTM or H-LSTM, h of a GRU, each (layers, B, H)."""

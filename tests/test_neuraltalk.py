@@ -81,7 +81,8 @@ def test_an_lstm_captioner_is_torchs_lstm_between_its_own_ends():
     theirs = nn.LSTM(8, 7, 2)
     theirs.load_state_dict(model.rnn.state_dict())
     x, (inputs, _) = torch.randn(3, D), collate(CAPTIONS)
-    steps = torch.cat([F.linear(x, model.picture.weight, model.picture.bias)[:, None],
+    model.norm.running_mean += 0.5
+    steps = torch.cat([F.linear((x - 0.5) / (1 + 1e-5) ** 0.5, model.picture.weight, model.picture.bias)[:, None],
                        model.words.weight[inputs]], 1)
     expected = theirs(steps.transpose(0, 1))[0][1:].transpose(0, 1) @ model.output.weight.T + model.output.bias
     torch.testing.assert_close(model(x, inputs), expected)
@@ -133,6 +134,36 @@ def test_pixels_go_through_an_encoder_that_learns_along():
     caption_loss(model(torch.rand(3, 3, 64, 64), inputs), targets).backward()
     assert all(p.grad.abs().sum() > 0 for p in model.encoder.parameters())
     assert len(model.caption(torch.rand(2, 3, 64, 64))) == 2
+
+
+@pytest.mark.parametrize("options", [*CELLS.values(), {"cell": "hlstm", "gate_layers": 2, "gate_width": 5}])
+def test_the_gate_that_keeps_the_state_begins_open(options):
+    torch.manual_seed(0)
+    kept = {}
+    for opened in (True, False):
+        model = NeuralTalk(V, D, hidden=50, embedding=8, **options).eval()
+        if not opened:
+            model._remember(-1.0)
+        a, b = (model.start(s * 5 * torch.ones(1, D)) for s in (1, -1))
+        with torch.no_grad():
+            for _ in range(5):
+                _, a = model.step(torch.tensor([1]), a)
+                _, b = model.step(torch.tensor([1]), b)
+            kept[opened] = sum((s - z)[0].abs().sum().item() for s, z in zip(a, b))    # h and c of the first layer
+    assert kept[True] > 1.5 * kept[False]
+
+
+def test_what_all_features_have_in_common_is_taken_away_and_a_single_picture_trains():
+    torch.manual_seed(0)
+    model = NeuralTalk(V, D, hidden=7, embedding=8).train()
+    x = 100 + torch.randn(64, D)
+    for _ in range(100):
+        model.embed(x)
+    spread = model.eval().embed(x) - model.picture.bias
+    assert spread.mean(0).abs().max() < 0.05 and spread.std(0).min() > 0.1
+    inputs, targets = collate(CAPTIONS[:1])
+    assert caption_loss(model.train()(x[:1], inputs), targets).isfinite()
+    assert model.train()(x, inputs.expand(64, -1)).isfinite().all() and model.norm.training
 
 
 @pytest.mark.parametrize("options", [{"cell": "rnn"}, {"encoder": "vgg16"}])
