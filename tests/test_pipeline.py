@@ -302,7 +302,7 @@ def test_the_graph_and_the_module_agree(root):
         for experiment in experiments.CATALOGUE:
             assert root / graph.record_of(experiment, name, 3) == records.path_of(experiment, name, 3)
             corpus, made = graph.corpus_of(experiment, name), experiments.recipe(experiment, name)
-            assert corpus == (profiles.PROFILES[name].speech.corpus if made.benchmark == "speech" else None)
+            assert corpus == {"speech": p.speech.corpus, "captions": made.task.get("corpus")}.get(made.benchmark)
             runs = profiles.PROFILES[name].toy.seeds if made.benchmark == "toy" else 1
             assert graph.seeds(experiment, name) == tuple(range(runs))
     assert {path.relative_to(root).as_posix() for path in experiments.CODE} <= set(graph.training_code(root))
