@@ -48,6 +48,7 @@ class Captions:
     limit: int | None = None        # use only the first so many pictures of each split
     java: bool = True               # score with the PTB tokeniser and METEOR, where there is a Java
     precision: str = "bf16"
+    seeds: int = 1                  # 0, 1, ...: so many runs of each experiment
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ PROFILES = {p.name: p for p in (
     Profile("desk", Speech("data/an4", hidden=256, channels=16, lstm_layers=3, hlstm_layers=2, epochs=64,
                            growth_epochs=3, train_epochs=28, rounds=3, prune_ratio=0.5, retrain_epochs=4,
                            final_epochs=24, tolerance=6, lr=2e-3), kept=True,
-            captions=Captions("data/ucm", "efficientnet_lite0", lr=2e-3),
-            flowers=Captions("data/flowers", "efficientnet_lite0", lr=2e-3)),
+            captions=Captions("data/ucm", "efficientnet_lite0", lr=2e-3, seeds=3),
+            flowers=Captions("data/flowers", "efficientnet_lite0", lr=2e-3, seeds=3)),
     Profile("paper", Speech("data/an4", hidden=800, channels=32, lstm_layers=5, hlstm_layers=3, epochs=120,
                             growth_epochs=8, train_epochs=60, rounds=8, prune_ratio=0.4, retrain_epochs=6,
                             final_epochs=12, tolerance=1, lr=5e-4), kept=True,

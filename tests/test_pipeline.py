@@ -303,7 +303,7 @@ def test_the_graph_and_the_module_agree(root):
             assert root / graph.record_of(experiment, name, 3) == records.path_of(experiment, name, 3)
             corpus, made = graph.corpus_of(experiment, name), experiments.recipe(experiment, name)
             assert corpus == {"speech": p.speech.corpus, "captions": made.task.get("corpus")}.get(made.benchmark)
-            runs = profiles.PROFILES[name].toy.seeds if made.benchmark == "toy" else 1
+            runs = {"toy": p.toy.seeds, "captions": p.captions.seeds}.get(made.benchmark, 1)
             assert graph.seeds(experiment, name) == tuple(range(runs))
     assert {path.relative_to(root).as_posix() for path in experiments.CODE} <= set(graph.training_code(root))
     drawing = {"hlstm_src/figures.py", "hlstm_src/tables.py"}
