@@ -29,7 +29,8 @@ def run(name: Annotated[str, typer.Argument(help="experiment, such as ds2-lstm")
     from . import experiments, records
     for k in seed:
         record = experiments.run(name, profile, k, force=force)
-        rates = "  ".join(f"{k} {record.scores[k]:.2f} %" for k in ("wer", "cer", "error") if k in record.scores)
+        named = "wer", "cer", "error", "cider", "bleu4", "meteor"
+        rates = "  ".join(f"{k} {record.scores[k]:.2f} %" for k in named if k in record.scores)
         cell = record.counts.cell
         print(f"{name} {profile} seed {k}: {rates}  "
               f"live recurrent weights {cell.nonzero_params:,} of {cell.params:,}")
@@ -38,20 +39,27 @@ def run(name: Annotated[str, typer.Argument(help="experiment, such as ds2-lstm")
 
 @app.command()
 def evaluate(model: Annotated[Path, typer.Argument(help="a .safetensors file that `run` wrote")],
-             corpus: Annotated[Path | None, typer.Option(help="a recogniser's corpus folder, such as data/an4")] = None,
+             corpus: Annotated[Path | None, typer.Option(help="its corpus, such as data/an4 or data/ucm")] = None,
              split: Annotated[str, typer.Option(help="train, valid or test")] = "test",
-             limit: Annotated[int | None, typer.Option(min=1, help="only the first so many utterances")] = None,
-             show: Annotated[int, typer.Option(help="print so many transcripts")] = 0):
+             limit: Annotated[int | None, typer.Option(min=1, help="only so many utterances or pictures")] = None,
+             show: Annotated[int, typer.Option(help="print so many transcripts or captions")] = 0):
     """Score a stored model on a corpus."""
     from . import experiments
-    from .corpora import SpeechCorpus
-    speech = None if corpus is None else SpeechCorpus(corpus)
-    rates, heard = experiments.evaluate(model, speech, split, limit=limit)
+    opened = None if corpus is None else experiments.open_corpus(model, corpus)
+    rates, heard = experiments.evaluate(model, opened, split, limit=limit)
     if "error" in rates:
         return print(f"{model.name} on the interlock, {split}: error {rates['error']:.4f} %; {len(heard)} sequences")
-    for u, text in list(zip(speech.split(split), heard))[:show]:
+    if "cider" in rates:
+        for p, text in list(zip(opened.split(split), heard))[:show]:
+            print(f"{p.id}\n  people   {p.raw[0]}\n  machine  {text}")
+        named = "cider", "cider_low", "cider_high", "pictures"
+        return print(f"{model.name} on {opened.name} {split}: CIDEr {rates['cider']:.4f} %, 95 % interval "
+                     f"{rates['cider_low']:.1f} to {rates['cider_high']:.1f}; {rates['pictures']:.0f} pictures; "
+                     + ", ".join(f"{name} {value:.4f}" for name, value in rates.items() if name not in named)
+                     + ("" if "meteor" in rates else "; scored without Java: not to be compared with PTB scores"))
+    for u, text in list(zip(opened.split(split), heard))[:show]:
         print(f"{u.id}\n  said   {u.transcript}\n  heard  {text}")
-    print(f"{model.name} on {speech.name} {split}: WER {rates['wer']:.4f} %, 95 % interval "
+    print(f"{model.name} on {opened.name} {split}: WER {rates['wer']:.4f} %, 95 % interval "
           f"{rates['wer_low']:.1f} to {rates['wer_high']:.1f}; CER {rates['cer']:.4f} %; "
           f"{rates['utterances']:.0f} utterances")
 

@@ -8,10 +8,13 @@ from torch import Tensor, nn
 
 from . import scores
 from .audio import ALPHABET, BINS
-from .corpora import SpeechCorpus
+from .caption_scores import caption_scores
+from .corpora import CaptionCorpus, Picture, SpeechCorpus
 from .counting import Counts, count, output_positions
 from .deepspeech2 import DeepSpeech2
-from .tasks import SpeechTask
+from .neuraltalk import NeuralTalk
+from .search import BEAMS
+from .tasks import CaptionTask, SpeechTask, tokens
 from .toy import Interlock, ToyModel, ToyTask
 
 CPU = torch.device("cpu")
@@ -22,6 +25,7 @@ class Speech:
     masked = "rnns.*weight_*"              # what is grown and pruned: the matrices of the recurrent layers
     normalisation = scores.NORMALISATION
     make = DeepSpeech2                     # arguments -> model
+    sizes: dict = {}                       # further arguments, which the corpus decides
 
     def __init__(self, corpus: SpeechCorpus):
         self.corpus, self.name, self.sha256 = corpus, corpus.name, corpus.sha256
@@ -59,12 +63,58 @@ class Speech:
                 "model": Speech.frame(model, masks).record()}
 
 
+class Captions:
+    """Image captioning: NeuralTalk on a corpus with stored features, or with pixels for the encoder `tiny`."""
+    masked = "rnn.weight_*"                # the matrices of the recurrent layers; the output projection stays dense
+    make = NeuralTalk
+
+    def __init__(self, corpus: CaptionCorpus):
+        self.corpus, self.name, self.sha256 = corpus, corpus.name, corpus.sha256
+        tiny = corpus.encoder == "tiny"
+        width = 256 if tiny else corpus.features(corpus.pictures[:1]).shape[1]
+        self.sizes = {"words": len(corpus.vocabulary), "features": width, "encoder": "tiny" if tiny else None}
+
+    def task(self, seed: int, corpus: str = "", encoder: str = "", **sizes) -> CaptionTask:
+        return CaptionTask(self.corpus, seed=seed, **sizes)
+
+    def about(self, task: dict) -> dict:
+        """The vocabulary, how many words are said at most, whose features are read, and whether Java may score."""
+        words = self.corpus.vocabulary
+        return {"vocabulary": list(words.words), "longest": words.longest, "encoder": self.corpus.encoder,
+                "java": task["java"]}
+
+    def results(self, model: NeuralTalk, task: CaptionTask) -> dict:
+        """Test scores: all of them of greedy captions, CIDEr for each beam (`cider_beam2`, ...), perplexity."""
+        test = self.corpus.split("test", limit=task.limit)
+        said, scores, normalisation = self.scored(model, task, test)
+        return {"scores": scores, "valid_scores": task.evaluate(model, CPU), "normalisation": normalisation,
+                "samples": [{"id": p.id, "reference": list(p.raw), "hypothesis": text} for p, text in zip(test, said)]}
+
+    @staticmethod
+    def scored(model: NeuralTalk, task: CaptionTask, pictures: list[Picture]) -> tuple[list[str], dict, str]:
+        """Greedy captions, scores (those of the other beams as `cider_beam2`, ...), normalisation."""
+        said = [task.captions(model, pictures, CPU, beam) for beam in BEAMS]
+        found, normalisation = caption_scores(tokens(pictures), [list(p.raw) for p in pictures], *said,
+                                              use_java=task.java)
+        wider = {f"{name}_beam{beam}": scores[name] for beam, scores in zip(BEAMS[1:], found[1:])
+                 for name in ("cider", "bleu4", "meteor") if name in scores}
+        return said[0], found[0] | wider | {"perplexity": task.perplexity(model, pictures, CPU)}, normalisation
+
+    @staticmethod
+    def counts(model: NeuralTalk, masks: dict[str, Tensor]) -> dict:
+        """Of one word: the recurrent matrices alone, and the whole model; what a picture takes, once, is no MAC."""
+        once = {name: 0 for name, _ in model.named_parameters() if name.startswith(("encoder.", "picture."))}
+        return {"cell": count(model, masks, include="rnn.", weights_only=True).record(),
+                "model": count(model, masks, positions=once).record()}
+
+
 class Toy:
     """The interlock: one recurrent layer on sequences that are drawn when they are wanted."""
     masked = "rnn.weight_*"
     normalisation = "none: a lever is read rightly or wrongly"
     name = "interlock"
     make = ToyModel
+    sizes: dict = {}
 
     def __init__(self, rules: Interlock):
         self.rules, self.sha256 = rules, rules.sha256

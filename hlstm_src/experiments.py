@@ -7,6 +7,7 @@ are made anew only with `force=True`.
 """
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
@@ -18,10 +19,12 @@ from torch import nn
 
 from . import benchmarks, records, rivals, scores
 from .audio import ALPHABET
-from .corpora import SpeechCorpus
+from .corpora import CaptionCorpus, SpeechCorpus
 from .deepspeech2 import DeepSpeech2, spectrogram
+from .lstm import HLSTM
 from .masks import ConnectionMasks, live_count, load_model, load_tensors, save_model
-from .profiles import ROOT, Profile, Speech, Toy, profile
+from .neuraltalk import NeuralTalk
+from .profiles import ROOT, Captions, Profile, Speech, Toy, profile
 from .schedule import Dense, GrowPruneSchedule
 from .tasks import SpeechTask
 from .toy import Interlock, ToyModel
@@ -29,8 +32,9 @@ from .training import Settings, Trainer, accelerator
 
 # The code that decides what a run computes: a change in one of these makes the records of smoke and laptop stale.
 CODE = [Path(__file__).with_name(f"{name}.py") for name in
-        ("scan", "lstm", "masks", "growprune", "schedule", "rivals", "audio", "deepspeech2", "corpora", "scores",
-         "counting", "tasks", "toy", "benchmarks", "training", "experiments")]
+        ("scan", "lstm", "masks", "growprune", "schedule", "rivals", "audio", "deepspeech2", "search", "neuraltalk",
+         "encoders", "corpora", "scores", "caption_scores", "counting", "tasks", "toy", "benchmarks", "training",
+         "experiments")]
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def _grow_and_prune(s: Speech) -> dict:
     return {name: getattr(s, name) for name in names}
 
 
-CATALOGUE: dict[str, Callable[[Speech | Toy], Recipe]] = {
+CATALOGUE: dict[str, Callable[[Speech | Toy | Captions], Recipe]] = {
     "ds2-lstm": lambda s: _speech(s, "DeepSpeech2, LSTM, dense", "lstm", s.lstm_layers, {"epochs": s.epochs}),
     "ds2-hlstm": lambda s: _speech(s, "DeepSpeech2, H-LSTM, dense", "hlstm", s.hlstm_layers, {"epochs": s.epochs}),
     "ds2-hlstm-gp": lambda s: _speech(s, "DeepSpeech2, H-LSTM, grow and prune", "hlstm", s.hlstm_layers,
@@ -93,7 +97,57 @@ def _toy(t: Toy, name: str, cell: str = "hlstm") -> Recipe:
 
 CATALOGUE |= {f"toy-{name}": partial(_toy, name=name) for name in rivals.RIVALS}
 CATALOGUE["toy-lstm"] = partial(_toy, name="lstm", cell="lstm")
-BENCHMARKS = {"speech": benchmarks.Speech, "toy": benchmarks.Toy}
+
+
+def _cell(c: Captions, cell: str, layers: int = 1, hidden: int | None = None) -> HLSTM:
+    """The captioner's recurrent layers, without biases and without memory: to be counted."""
+    with torch.device("meta"):
+        return HLSTM(c.hidden, hidden or c.hidden, layers, gate_layers=int(cell == "hlstm"), bias=False)
+
+
+def _captioner(c: Captions, title: str, cell: str = "hlstm", layers: int = 1, rival: str = "dense",
+               compact: bool = False, activation: str | None = None) -> Recipe:
+    """A captioner. A sparse one ends at the density of the accurate model or, if `compact`, with at least
+    `compression` times fewer live weights in the cell than the LSTM x3 has; "small-dense" is so narrow instead."""
+    size, hidden = rivals.parameters_left(_cell(c, "hlstm")), c.hidden
+    most = rivals.parameters_left(_cell(c, "lstm", 3)) / c.compression
+    if rival == "small-dense":
+        hidden = rivals.small_width(lambda width: _cell(c, cell, hidden=width), int(most), most=c.hidden)
+    density = math.floor(most / 3) / (size / 3) if compact else c.accurate    # three matrices of one size
+    model = {"cell": cell, "layers": layers, "hidden": hidden, "embedding": c.hidden, "dropout": c.dropout}
+    model |= {"activation": activation or c.activation} if cell == "hlstm" else {}
+    schedule = {"epochs": c.epochs}
+    if rival not in ("dense", "small-dense"):
+        schedule |= {"rival": rival, "density": density, "rounds": c.rounds}
+    return Recipe(title, model, schedule, Settings(lr=c.lr, precision=c.precision, fused=True),
+                  {"corpus": c.corpus, "encoder": c.encoder, "batch": c.batch, "limit": c.limit, "java": c.java},
+                  masked=benchmarks.Captions.masked, benchmark="captions")
+
+
+_CAPTIONERS = {
+    "nt-lstm1": partial(_captioner, title="NeuralTalk, LSTM x1, dense", cell="lstm"),
+    "nt-lstm2": partial(_captioner, title="NeuralTalk, LSTM x2, dense", cell="lstm", layers=2),
+    "nt-lstm3": partial(_captioner, title="NeuralTalk, LSTM x3, dense", cell="lstm", layers=3),
+    "nt-gru1": partial(_captioner, title="NeuralTalk, GRU x1, dense", cell="gru"),
+    "nt-hlstm1": partial(_captioner, title="NeuralTalk, H-LSTM x1, dense"),
+    "nt-hlstm1-prune": partial(_captioner, title="NeuralTalk, H-LSTM x1, prune only", rival="prune-only"),
+    "nt-hlstm1-gp": partial(_captioner, title="NeuralTalk, H-LSTM x1, grow and prune, accurate", rival="gp"),
+    "nt-hlstm1-compact": partial(_captioner, title="NeuralTalk, H-LSTM x1, grow and prune, compact", rival="gp",
+                                 compact=True),
+    "nt-small-lstm": partial(_captioner, title="NeuralTalk, LSTM x1 as small as the compact model", cell="lstm",
+                             rival="small-dense"),
+    "nt-small-hlstm": partial(_captioner, title="NeuralTalk, H-LSTM x1 as small as the compact model",
+                              rival="small-dense"),
+}
+TWICE = tuple(name for name in _CAPTIONERS if name not in ("nt-gru1", "nt-hlstm1-prune"))    # on both corpora
+_CAPTIONERS |= {f"nt-hlstm1-{activation}": partial(_captioner, title=f"NeuralTalk, H-LSTM x1, {activation}",
+                                                   activation=activation)
+                for activation in ("relu", "leaky_relu", "tanh")}
+_CAPTIONERS |= {f"nt-compact-{name}": partial(_captioner, title=f"NeuralTalk, H-LSTM x1, compact, {name}", rival=name,
+                                              compact=True)
+                for name in rivals.RIVALS if name not in ("dense", "small-dense", "gp")}
+CATALOGUE |= _CAPTIONERS | {f"{name}-flowers": _CAPTIONERS[name] for name in TWICE}
+BENCHMARKS = {"speech": benchmarks.Speech, "toy": benchmarks.Toy, "captions": benchmarks.Captions}
 
 
 def recipe(name: str, profile_name: str) -> Recipe:
@@ -101,13 +155,17 @@ def recipe(name: str, profile_name: str) -> Recipe:
     if name not in CATALOGUE:
         raise ValueError(f"experiment {name!r}: choose one of {', '.join(CATALOGUE)}")
     p = profile(profile_name)
+    if name.startswith("nt-"):
+        return CATALOGUE[name]((p.flowers if name.endswith("-flowers") else None) or p.captions)
     return CATALOGUE[name](p.toy if name.startswith("toy-") else p.speech)
 
 
-def benchmark(made: Recipe, p: Profile) -> benchmarks.Speech | benchmarks.Toy:
+def benchmark(made: Recipe, p: Profile) -> benchmarks.Speech | benchmarks.Captions | benchmarks.Toy:
     """The benchmark of a recipe, with its corpus or rules. Raises CorpusError where the corpus is missing."""
     if made.benchmark == "toy":
         return benchmarks.Toy(Interlock(**made.task["rules"]))
+    if made.benchmark == "captions":
+        return benchmarks.Captions(CaptionCorpus(ROOT / made.task["corpus"], made.task["encoder"]))
     return benchmarks.Speech(SpeechCorpus(ROOT / p.speech.corpus))
 
 
@@ -140,8 +198,8 @@ def run(name: str, profile_name: str = "laptop", seed: int = 0, *, force: bool =
     trainer = _train(made, bench, seed, path, key, f"{name} {profile_name} seed {seed}", progress)
     file = path.with_suffix(".safetensors")
     save_model(file, trainer.model, trainer.masks, {"format": 1, "experiment": name, "profile": profile_name,
-                                                    "seed": seed, "benchmark": made.benchmark, "model": made.model,
-                                                    **bench.about(made.task)})
+                                                    "seed": seed, "benchmark": made.benchmark,
+                                                    "model": made.model | bench.sizes, **bench.about(made.task)})
     # Scores are those of the stored file, so that `evaluate` gives them again.
     model, masks, _ = load(file)
     record = records.RunRecord(
@@ -168,7 +226,7 @@ def trainer(name: str, profile_name: str = "laptop", seed: int = 0, **options) -
 
 def _trainer(made: Recipe, bench, seed: int, **options) -> Trainer:
     torch.manual_seed(seed)
-    model = bench.make(**made.model).to(accelerator(made.settings.precision).device)
+    model = bench.make(**made.model | bench.sizes).to(accelerator(made.settings.precision).device)
     density, schedule = made.seed_density, dict(made.schedule)
     if "rival" in schedule:
         density, schedule = rivals.rival(schedule.pop("rival"), seed=seed, **schedule)
@@ -204,12 +262,21 @@ def counts(model: nn.Module, masks: dict[str, torch.Tensor]) -> dict:
     return next(b for b in BENCHMARKS.values() if isinstance(model, b.make)).counts(model, masks)
 
 
-def evaluate(file: Path, corpus: SpeechCorpus | None = None, split: str = "test", batch: int = 16,
+def open_corpus(file: Path, folder: Path) -> SpeechCorpus | CaptionCorpus:
+    """The corpus in that folder as a stored model wants it. Raises CorpusError, and ValueError for a damaged file."""
+    metadata = load_tensors(file)[1]
+    if metadata.get("benchmark") == "captions":
+        return CaptionCorpus(folder, metadata["encoder"])
+    return SpeechCorpus(folder)
+
+
+def evaluate(file: Path, corpus: SpeechCorpus | CaptionCorpus | None = None, split: str = "test", batch: int = 16,
              limit: int | None = None) -> tuple[dict[str, float], list]:
-    """Scores a stored model on a split, or on its first `limit` utterances: (error rates, transcripts).
+    """Scores a stored model on a split, or on its first `limit` utterances or pictures: (scores, transcripts or greedy
+    captions).
 
     A model of the interlock needs no corpus and takes no limit: (its error, the settings it read, (count, T, n)).
-    Raises ValueError for a recogniser without a corpus.
+    Raises ValueError for a recogniser or captioner without its corpus.
     """
     model, _, metadata = load(file)
     if isinstance(model, ToyModel):
@@ -217,7 +284,14 @@ def evaluate(file: Path, corpus: SpeechCorpus | None = None, split: str = "test"
         task = bench.task(0, **metadata["task"])
         return task.evaluate(model, benchmarks.CPU, split), task.read(model, benchmarks.CPU, split).tolist()
     if corpus is None:
-        raise ValueError(f"{file}: a recogniser is scored on a corpus; name its folder, such as data/an4")
+        kind, folder = ("captioner", "data/ucm") if isinstance(model, NeuralTalk) else ("recogniser", "data/an4")
+        raise ValueError(f"{file}: a {kind} is scored on a corpus; name its folder, such as {folder}")
+    if isinstance(model, NeuralTalk):
+        if list(corpus.vocabulary.words) != metadata["vocabulary"]:
+            raise ValueError(f"{file}: its vocabulary is not that of {corpus.folder}; name the corpus it learnt from")
+        bench = benchmarks.Captions(corpus)
+        said, found, _ = bench.scored(model, bench.task(0, java=metadata["java"]), corpus.split(split, limit=limit))
+        return found, said
     task, chosen = SpeechTask(corpus, batch=batch), corpus.split(split, limit=limit)
     heard = task.transcribe(model, chosen, benchmarks.CPU)
     return scores.error_rates([u.transcript for u in chosen], heard), heard

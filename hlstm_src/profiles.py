@@ -5,6 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MINI_SPEECH = "data_prep/mini/speech"
+MINI_SCENES = "data_prep/mini/scenes"
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,26 @@ class Speech:
 
 
 @dataclass(frozen=True)
+class Captions:
+    """Sizes of the caption experiments. All cells train for `epochs`, sparse ones in as many, pruning included."""
+    corpus: str                     # folder, relative to the project's root
+    encoder: str                    # whose features are read; "tiny" learns along, from pixels
+    hidden: int = 512               # H, and the width of the word embedding
+    epochs: int = 20
+    rounds: int = 4                 # of pruning and retraining
+    accurate: float = 0.125         # density of the accurate model's cell
+    compression: float = 38.7       # weights of the cell of the LSTM x3 for each of the compact model's cell
+    activation: str = "tanh"        # inside the gates
+    lr: float = 1e-3
+    batch: int = 64                 # captions
+    dropout: float = 0.5
+    limit: int | None = None        # use only the first so many pictures of each split
+    java: bool = True               # score with the PTB tokeniser and METEOR, where there is a Java
+    precision: str = "bf16"
+    seeds: int = 1                  # 0, 1, ...: so many runs of each experiment
+
+
+@dataclass(frozen=True)
 class Toy:
     """Sizes of the experiments on the interlock; all of them train for the same number of epochs."""
     levers: int = 4                 # n
@@ -53,6 +74,8 @@ class Profile:
     name: str
     speech: Speech
     kept: bool                      # its records are history: committed, made anew on request only
+    captions: Captions = Captions(MINI_SCENES, "tiny")
+    flowers: Captions | None = None     # the second caption corpus, where there is one
     toy: Toy = Toy()
 
 
@@ -60,16 +83,22 @@ PROFILES = {p.name: p for p in (
     Profile("smoke", Speech(MINI_SPEECH, hidden=16, channels=4, lstm_layers=1, hlstm_layers=1, epochs=4,
                             growth_epochs=1, train_epochs=2, rounds=1, prune_ratio=0.5, retrain_epochs=1,
                             final_epochs=1, tolerance=100, batch=4, limit=12, precision="fp32"), kept=False,
+            captions=Captions(MINI_SCENES, "tiny", hidden=16, epochs=6, rounds=2, lr=1e-2, batch=16, limit=12,
+                              java=False, precision="fp32"),
             toy=Toy(levers=2, hidden=8, epochs=5, length=2, batch=8, held_out=16, density=0.3, rounds=2, seeds=1)),
     Profile("laptop", Speech(MINI_SPEECH, hidden=64, channels=8, lstm_layers=2, hlstm_layers=2, epochs=48,
                              growth_epochs=3, train_epochs=40, rounds=4, prune_ratio=0.5, retrain_epochs=3,
-                             final_epochs=6, tolerance=4, batch=8, lr=3e-3), kept=False),
+                             final_epochs=6, tolerance=4, batch=8, lr=3e-3), kept=False,
+            captions=Captions(MINI_SCENES, "tiny", hidden=64, epochs=16, lr=3e-3, batch=32, dropout=0.2)),
     Profile("desk", Speech("data/an4", hidden=256, channels=16, lstm_layers=3, hlstm_layers=2, epochs=87,
                            growth_epochs=3, train_epochs=48, rounds=3, prune_ratio=0.5, retrain_epochs=5,
-                           final_epochs=24, tolerance=6, lr=1e-3, retrain_lr=1.0), kept=True),
+                           final_epochs=24, tolerance=6, lr=1e-3, retrain_lr=1.0), kept=True,
+            captions=Captions("data/ucm", "efficientnet_lite0", lr=2e-3, seeds=3),
+            flowers=Captions("data/flowers", "efficientnet_lite0", lr=2e-3, seeds=3)),
     Profile("paper", Speech("data/an4", hidden=800, channels=32, lstm_layers=5, hlstm_layers=3, epochs=120,
                             growth_epochs=8, train_epochs=60, rounds=8, prune_ratio=0.4, retrain_epochs=6,
-                            final_epochs=12, tolerance=1, lr=5e-4), kept=True),
+                            final_epochs=12, tolerance=1, lr=5e-4), kept=True,
+            captions=Captions("data/coco", "vgg16", epochs=30, lr=5e-4)),
 )}
 
 

@@ -1,12 +1,16 @@
 """What training asks of a benchmark: batches, a loss, and a score. The loop knows nothing else of it."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import corpora, scores
-from .corpora import SpeechCorpus, Utterance
+from .caption_scores import cider
+from .corpora import CaptionCorpus, Picture, SpeechCorpus, Utterance
 from .deepspeech2 import ctc_loss, spec_augment, spectrogram
+from .neuraltalk import NeuralTalk, caption_loss, collate
 
 SPEEDS = (0.9, 1.0, 1.1)       # each utterance is played at one of these (Ko et al., 2015)
 
@@ -72,3 +76,71 @@ def _played(wave: Tensor, speed: float) -> Tensor:
     if speed == 1:
         return wave
     return F.interpolate(wave[None, None], size=int(len(wave) / speed), mode="linear", align_corners=False)[0, 0]
+
+
+class CaptionTask:
+    """Captioning on a corpus opened with an encoder: cross-entropy on single captions, CIDEr on validation pictures.
+
+    Validation CIDEr is of greedy captions and prepared words, which takes a second; perplexity is over all validation
+    captions. `longest` words are said at most.
+    """
+    metric, lower_is_better = "cider", False
+
+    def __init__(self, corpus: CaptionCorpus, batch: int = 64, limit: int | None = None, seed: int = 0,
+                 label_smoothing: float = 0.0, java: bool = True):
+        self.corpus, self.batch, self.limit, self.seed = corpus, batch, limit, seed
+        self.smoothing, self.java = label_smoothing, java          # java: may it score at the end?
+        self.train = corpus.split("train", limit=limit)
+        self.valid = corpus.split("valid", limit=limit)
+        self.longest = corpus.vocabulary.longest
+        self.pairs = self._pairs(self.train)
+        self._features = corpus.features(self.train)               # (N, D)
+
+    def _pairs(self, pictures: list[Picture]) -> list[tuple[int, list[int]]]:
+        """(number of the picture, ids of the words) of each caption."""
+        return [(k, self.corpus.vocabulary.encode(caption)) for k, p in enumerate(pictures) for caption in p.captions]
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """Indices into `pairs`, in batches of similar length; the order depends on seed and epoch alone."""
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
+        return corpora.length_batches([len(words) + 1 for _, words in self.pairs], self.batch, generator)
+
+    def loss(self, model: nn.Module, indices: list[int], device: torch.device) -> Tensor:
+        """Cross-entropy of a training batch, in nats a word."""
+        pictures, captions = zip(*(self.pairs[k] for k in indices))
+        inputs, targets = collate(list(captions))
+        logits = model(self._features[list(pictures)].to(device), inputs.to(device))
+        return caption_loss(logits, targets.to(device), self.smoothing)
+
+    def captions(self, model: NeuralTalk, pictures: list[Picture], device: torch.device, beam: int = 1,
+                 batch: int = 256) -> list[str]:
+        """A caption of each picture, in the order given; greedy by default."""
+        said = []
+        for k in range(0, len(pictures), batch):
+            features = self.corpus.features(pictures[k:k + batch]).to(device)
+            said += model.caption(features, beam, self.longest)
+        return [self.corpus.vocabulary.decode(ids) for ids in said]
+
+    @torch.no_grad()
+    def perplexity(self, model: NeuralTalk, pictures: list[Picture], device: torch.device, batch: int = 256) -> float:
+        """exp of the mean surprise at each word and end mark of all captions, in nats."""
+        model.eval()
+        total, count, pairs, features = 0.0, 0, self._pairs(pictures), self.corpus.features(pictures)
+        for k in range(0, len(pairs), batch):
+            numbers, captions = zip(*pairs[k:k + batch])
+            inputs, targets = collate(list(captions))
+            words = sum(len(caption) + 1 for caption in captions)
+            logits = model(features[list(numbers)].to(device), inputs.to(device))
+            total, count = total + words * caption_loss(logits, targets.to(device)).item(), count + words
+        return math.exp(total / count)
+
+    def evaluate(self, model: NeuralTalk, device: torch.device) -> dict[str, float]:
+        """Validation CIDEr in percent, and perplexity."""
+        said = self.captions(model, self.valid, device)
+        return {"cider": float(cider(tokens(self.valid), said).mean()),
+                "perplexity": self.perplexity(model, self.valid, device)}
+
+
+def tokens(pictures: list[Picture]) -> list[list[str]]:
+    """The references of each picture as words joined by spaces."""
+    return [[" ".join(caption) for caption in p.captions] for p in pictures]

@@ -309,12 +309,16 @@ def test_the_graph_and_the_module_agree(root):
     assert set(graph.PROFILES) == set(profiles.PROFILES)
     assert {p for p in graph.PROFILES if profiles.PROFILES[p].kept} == set(graph.KEPT)
     for name in graph.PROFILES:
-        assert graph.CORPORA["speech"][name] == profiles.PROFILES[name].speech.corpus
+        p = profiles.PROFILES[name]
+        folders = {"speech": p.speech.corpus, "captions": p.captions.corpus,
+                   "flowers": (p.flowers or p.captions).corpus}
+        assert {kind: graph.CORPORA[kind][name] for kind in graph.CORPORA} == folders
+        assert graph.corpus_of("nt-lstm1-flowers", name) == folders["flowers"]
         for experiment in experiments.CATALOGUE:
             assert root / graph.record_of(experiment, name, 3) == records.path_of(experiment, name, 3)
             corpus, made = graph.corpus_of(experiment, name), experiments.recipe(experiment, name)
-            assert corpus == (profiles.PROFILES[name].speech.corpus if made.benchmark == "speech" else None)
-            runs = profiles.PROFILES[name].toy.seeds if made.benchmark == "toy" else 1
+            assert corpus == {"speech": p.speech.corpus, "captions": made.task.get("corpus")}.get(made.benchmark)
+            runs = {"toy": p.toy.seeds, "captions": p.captions.seeds}.get(made.benchmark, 1)
             assert graph.seeds(experiment, name) == tuple(range(runs))
     assert {path.relative_to(root).as_posix() for path in experiments.CODE} <= set(graph.training_code(root))
     drawing = {"hlstm_src/figures.py", "hlstm_src/tables.py"}

@@ -25,11 +25,16 @@ NOT_PAGES = ("tools", "__pycache__", ".ipynb_checkpoints")  # folders of book/ t
 CORPORA = {
     "speech": {"smoke": "data_prep/mini/speech", "laptop": "data_prep/mini/speech",
                "desk": "data/an4", "paper": "data/an4"},
+    "captions": {"smoke": "data_prep/mini/scenes", "laptop": "data_prep/mini/scenes",
+                 "desk": "data/ucm", "paper": "data/coco"},
+    "flowers": {"smoke": "data_prep/mini/scenes", "laptop": "data_prep/mini/scenes",
+                "desk": "data/flowers", "paper": "data/coco"},
 }
 # The kind of corpus that an experiment is trained on, by the first part of its name; None where there are no files.
-TRAINED_ON = {"ds2": "speech", "toy": None}
+TRAINED_ON = {"ds2": "speech", "nt": "captions", "toy": None}
 # The seeds that a profile runs an experiment with, by the first part of its name where it is not one.
-SEEDS = {"toy": {"smoke": (0,), "laptop": (0, 1, 2, 3, 4), "desk": (0, 1, 2, 3, 4), "paper": (0, 1, 2, 3, 4)}}
+SEEDS = {"nt": {"desk": (0, 1, 2)},
+         "toy": {"smoke": (0,), "laptop": (0, 1, 2, 3, 4), "desk": (0, 1, 2, 3, 4), "paper": (0, 1, 2, 3, 4)}}
 
 
 class GraphError(Exception):
@@ -125,6 +130,7 @@ def kind_of(experiment: str) -> str:
 def corpus_of(experiment: str, profile: str) -> str | None:
     """The folder of the corpus that an experiment is trained on; None where its sequences are drawn from a seed."""
     corpus = TRAINED_ON[kind_of(experiment)]
+    corpus = "flowers" if experiment.endswith("-flowers") else corpus
     return CORPORA[corpus][profile] if corpus else None
 
 
