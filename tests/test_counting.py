@@ -419,7 +419,7 @@ def test_the_blind_spots_of_pytorchs_counter():
             layer(x)
         return counter.get_total_flops()
     assert seen(nn.LSTM(7, 5)) == seen(HLSTM(7, 5, gate_layers=0)) == 0
-    assert seen(HLSTM(7, 5)) == 2 * 3 * (4 * 5 * 7)                # what comes before `scan`: the products with x
+    assert seen(HLSTM(7, 5)) < 0.02 * count(HLSTM(7, 5), seq_len=3).flops        # all but a handful: `scan` is one op
     assert seen(nn.GRU(7, 5)) == count(nn.GRU(7, 5), seq_len=3).flops
 
 

@@ -10,7 +10,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 WORKFLOWS = {"test": "make test", "book": "make book PROFILE=laptop", "gpu": "make book PROFILE=paper"}
-LOCKED_EXTRAS = ("book", "data", "scores", "compact", "dev")
+LOCKED_EXTRAS = ("book", "data", "scores", "compact", "bench", "dev")
 
 
 def pins_of(text):
