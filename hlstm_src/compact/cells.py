@@ -75,9 +75,9 @@ class Cell:
         """One step of k sequences: x (k, I), h and c (k, H) -> new h and c."""
         hs, cs = _rows(h), _rows(np.zeros_like(h) if c is None else c)
         if self.kind == "gru":
-            _step_gru(*self._program, _rows(x), hs, aligned((3, len(x), self.width)))
+            _step_gru(*self._program, _rows(x), hs, aligned((len(x), 2, self.width)))
             return hs[:, :self.size], None
-        step_lstm(*self._program, _rows(x), hs, cs, aligned((len(self.layers), len(x), self.width)))
+        step_lstm(*self._program, _rows(x), hs, cs, aligned((len(x), len(self.layers), self.width)))
         return hs[:, :self.size], cs[:, :self.size]
 
 
@@ -159,12 +159,13 @@ def _rows(x: np.ndarray) -> np.ndarray:
 
 @njit(**OPTIONS)
 def step_lstm(layers, biases, inputs, activation, H, x, h, c, room):
-    """One step of k sequences, in place: x (k, >= I), h and c (k, >= H); room (layers, k, width) is scratch."""
+    """One step of k sequences, in place: x (k, >= I), h and c (k, >= H); room (k, layers, width) is scratch."""
     k = len(x)
-    room[0, :, :] = biases[0]
-    product(inputs, x.ctypes.data, x.shape[1], room.ctypes.data, room.shape[2], k)
     for j in range(k):
-        _cell(layers, biases, activation, H, room[0, j], h[j], c[j], room[:, j])
+        room[j, 0] = biases[0]
+    product(inputs, x.ctypes.data, x.shape[1], room.ctypes.data, room.shape[1] * room.shape[2], k)
+    for j in range(k):
+        _cell(layers, biases, activation, H, room[j, 0], h[j], c[j], room[j])
 
 
 @njit(**OPTIONS)
@@ -222,12 +223,13 @@ def _run_lstm(layers, biases, inputs, activation, H, x, hs, h, c, reverse):
 
 @njit(**OPTIONS)
 def _step_gru(layers, biases, inputs, activation, H, x, h, room):
-    """One step of k sequences, in place, as `step_lstm`; room (3, k, width)."""
-    k, width = len(x), room.shape[2]
-    room[0, :, :] = biases[0]
-    product(inputs, x.ctypes.data, x.shape[1], room.ctypes.data, width, k)
+    """One step of k sequences, in place, as `step_lstm`; room (k, 2, width)."""
+    k = len(x)
     for j in range(k):
-        _gru(layers[0], biases[1], H, room[0, j], h[j], room[1, j])
+        room[j, 0] = biases[0]
+    product(inputs, x.ctypes.data, x.shape[1], room.ctypes.data, 2 * room.shape[2], k)
+    for j in range(k):
+        _gru(layers[0], biases[1], H, room[j, 0], h[j], room[j, 1])
 
 
 @njit(**OPTIONS)
