@@ -28,7 +28,8 @@ from .lstm import HLSTM
 from .masks import ConnectionMasks
 
 CONVOLUTIONS, NORMS = (nn.Conv1d, nn.Conv2d), (nn.BatchNorm1d, nn.BatchNorm2d)
-KINDS = (HLSTM, nn.LSTM, nn.LSTMCell, nn.GRU, nn.GRUCell, nn.Linear, *CONVOLUTIONS, *NORMS, nn.Embedding)
+KINDS = (HLSTM, nn.LSTM, nn.LSTMCell, nn.GRU, nn.GRUCell, nn.RNN, nn.RNNCell, nn.Linear, *CONVOLUTIONS, *NORMS,
+         nn.Embedding)
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,8 @@ def _beside_products(module: nn.Module, positions: int) -> tuple[int, int]:
             return D * (5 * H + (getattr(module, "proj_size", 0) or H)), D * 9 * H     # four gates, c; h
         case nn.GRU() | nn.GRUCell():
             return D * 4 * H, D * 8 * H                            # three gates, h
+        case nn.RNN() | nn.RNNCell():
+            return D * H, D * H
         case nn.Linear():
             return module.out_features, 0
         case nn.Embedding():

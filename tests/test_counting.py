@@ -436,3 +436,9 @@ def test_kept_records_say_what_is_counted_in_their_models(name):
             convolution, norm = frame.layers[f"convolutions.{k}"], frame.layers[f"norms.{k}"]
             assert convolution.macs == bins[k] * convolution.params and convolution.elementwise == 0
             assert norm.elementwise == 2 * norm.activations == 2 * convolution.activations == 2 * bins[k] * channels
+
+
+def test_a_plain_recurrent_layer_costs_its_two_matrices():
+    for layer in (nn.RNN(7, 5), nn.RNNCell(7, 5)):
+        found = count(layer, seq_len=3)
+        assert (found.macs, found.params, found.elementwise) == (3 * 5 * (7 + 5), 5 * (7 + 5) + 2 * 5, 3 * 5)
