@@ -1,4 +1,4 @@
-"""Greedy and beam search over any decoder, in numpy: the trained model and the sparse engine search by this code.
+"""Greedy and beam search over any decoder, in numpy and without torch.
 
 A decoder is a function `step(words (N), parents (N), state) -> (log probabilities (N, V), state)`: row n goes on from
 row `parents[n]` of the state before, and reads word `words[n]`. Word 0 begins and ends a caption.

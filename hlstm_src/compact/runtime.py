@@ -1,4 +1,4 @@
-"""`load_compact`: a model file becomes a recogniser or a captioner that runs on the engine, without torch."""
+"""`load_compact`: a model file becomes a recogniser that runs on the engine, without torch. Captioners: not yet."""
 
 from pathlib import Path
 
