@@ -1,7 +1,7 @@
 """Timings that mean something on a busy machine: all contestants take turns in one process, and ratios are reported.
 
-A noisy neighbour slows all contestants of a round, so the ratio of two medians is steadier than either. It does not slow
-them alike: who waits for memory suffers more than who works in the near cache. Quote what a quiet machine gave.
+A noisy neighbour slows all contestants of a round, so the ratio of two medians is steadier than either. It does not
+slow them alike: who waits for memory suffers more than who works in the near cache. Quote what a quiet machine gave.
 """
 
 import itertools

@@ -253,9 +253,9 @@ def elu_(y, n):
 
 
 @njit(**OPTIONS)
-def pack_windows(W, mask, grid):
+def pack_windows(W, mask):
     """W, mask (R, C) -> (starts, places, indices (slots, 16), values (slots, 16)) of the layout "gather", whose windows
-    start at multiples of `grid`."""
+    start at multiples of 8, so that half a register never straddles two cache lines."""
     rows, columns = W.shape
     blocks = (rows + LANES - 1) // LANES
     starts = np.zeros(blocks + 1, np.uint32)
@@ -273,7 +273,7 @@ def pack_windows(W, mask, grid):
                 first = min(first, at[r])
             if first == columns:
                 break
-            first -= first % grid
+            first -= first % 8
             if following == room:
                 room *= 2
                 places, indices, values = _longer(places), _longer(indices), _longer(values)

@@ -96,7 +96,7 @@ def pack(W: np.ndarray, mask: np.ndarray | None = None, kind: str | None = None,
         starts = np.concatenate([[0], mask.sum(1).cumsum()]).astype(np.uint32)
         places, indices, kept = np.nonzero(mask)[1].astype(np.uint32), empty, W[mask]
     elif kind == "gather":
-        starts, places, indices, kept = _windows(W, mask)
+        starts, places, indices, kept = pack_windows(W, mask)
     else:
         starts, places, kept = pack_slots(W, region if kind == "dense" else mask)
         indices = empty
@@ -120,7 +120,7 @@ def choose(mask: np.ndarray, region: np.ndarray | None = None, columns: int = 1)
     slots = {"csr": int(mask.sum()), "block16": _filled(mask), "dense": _filled(np.ones_like(mask) if region is None
                                                                                 else region)}
     if cpu_features():
-        slots["gather"] = int(_windows(np.zeros(mask.shape, np.float32), mask)[0][-1])
+        slots["gather"] = int(pack_windows(np.zeros(mask.shape, np.float32), mask)[0][-1])
     size = {"csr": 8, "gather": 5 * LANES + 4, "block16": 4 * LANES + 4, "dense": 4 * LANES + 4}
     cycles = {}
     for kind, n in slots.items():
@@ -130,12 +130,6 @@ def choose(mask: np.ndarray, region: np.ndarray | None = None, columns: int = 1)
     told = ", ".join(f"{kind} {cycles[kind] / 1000:.1f}" for kind in order)
     weights = mask.size if region is None else int(region.sum())
     return order[0], f"{mask.sum() / max(weights, 1):.1%} of {weights:,} live; {told} kilocycles"
-
-
-def _windows(W: np.ndarray, mask: np.ndarray) -> tuple:
-    """The layout "gather" with fewer slots: windows anywhere (at multiples of 8, so that a half register does not
-    straddle two cache lines), or one behind the other, which suits masks with equal counts in each panel."""
-    return min((pack_windows(W, mask, grid) for grid in (8, WINDOW)), key=lambda packed: packed[0][-1])
 
 
 def _filled(mask: np.ndarray) -> int:
