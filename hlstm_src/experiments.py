@@ -116,10 +116,12 @@ def _captioner(c: Captions, title: str, cell: str = "hlstm", layers: int = 1, ri
     density = math.floor(most / 3) / (size / 3) if compact else c.accurate    # three matrices of one size
     model = {"cell": cell, "layers": layers, "hidden": hidden, "embedding": c.hidden, "dropout": c.dropout}
     model |= {"activation": activation or c.activation} if cell == "hlstm" else {}
-    schedule = {"epochs": c.epochs}
-    if rival not in ("dense", "small-dense"):
+    schedule, dense = {"epochs": c.epochs}, rival in ("dense", "small-dense")
+    if not dense:
         schedule |= {"rival": rival, "density": density, "rounds": c.rounds}
-    return Recipe(title, model, schedule, Settings(lr=c.lr, precision=c.precision, fused=True),
+    settings = Settings(lr=c.lr, decay=c.decay, weight_decay=1e-2 if c.decay is None else 0,      # 0: plain Adam
+                        patience=c.patience if dense else None, precision=c.precision, fused=True)
+    return Recipe(title, model, schedule, settings,
                   {"corpus": c.corpus, "encoder": c.encoder, "batch": c.batch, "limit": c.limit, "java": c.java},
                   masked=benchmarks.Captions.masked, benchmark="captions")
 

@@ -181,6 +181,16 @@ def test_the_compact_models_are_at_least_as_small_as_the_papers_and_alike(profil
     assert cells["nt-lstm1"] * 3 == cells["nt-lstm3"] and cells["nt-hlstm1"] * 2 == cells["nt-lstm3"]
 
 
+def test_the_paper_profile_trains_as_the_paper_did():
+    for name in NAMES:
+        recipe = experiments.recipe(name, "paper")
+        how, sparse = recipe.settings, "rival" in recipe.schedule
+        assert (how.lr, how.decay, how.decay_epochs, how.weight_decay) == (3e-4, 0.8, 6, 0)
+        assert (how.patience is None) == sparse and recipe.schedule["epochs"] == 90
+        assert recipe.model["dropout"] == 0.5 and recipe.task["batch"] == 64
+    assert experiments.recipe("nt-hlstm1", "desk").settings.weight_decay > 0
+
+
 def test_at_the_desk_the_compact_cell_meets_the_papers_factors_of_parameters_and_flops():
     recipe = experiments.recipe("nt-hlstm1-compact", "desk")
     density, schedule = rivals.rival(**{"name" if k == "rival" else k: v for k, v in recipe.schedule.items()})
