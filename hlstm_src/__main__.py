@@ -121,10 +121,11 @@ def report(profile: ProfileOption = "laptop"):
 def bench_layer(rounds: Annotated[int, typer.Option(min=1, help="timings of each contestant")] = 5,
                 threads: Annotated[list[int], typer.Option(min=1, help="may be given several times")] = (1, 2),
                 compiled: Annotated[bool, typer.Option(help="also torch.compile of the readable step (slow)")] = False,
+                only: Annotated[str, typer.Option(help="cases with this in their names, such as 'H512 bf16'")] = "",
                 json: JsonOption = None):
     """Forward and backward of the H-LSTM layer for each multiply-accumulate, against torch.nn.LSTM."""
     from . import bench
-    rows, work, memory = bench.layer(n_threads=threads, rounds=rounds, compiled=compiled)
+    rows, work, memory = bench.layer(n_threads=threads, rounds=rounds, compiled=compiled, only=only)
     print("Time per multiply-accumulate, forward and backward, as a multiple of torch.nn.LSTM's:")
     print(bench.ratios(rows, "nn.LSTM", work))
     print("\nPeak memory of such a step, MB:")
