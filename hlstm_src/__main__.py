@@ -1,9 +1,10 @@
-"""The command line: `python -m hlstm_src run|evaluate|pack|transcribe|report|bench|doctor`, each with --help."""
+"""The command line: `python -m hlstm_src run|evaluate|pack|transcribe|caption|report|bench|doctor`, each with --help."""
 
 import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,8 @@ from .errors import UserError
 
 TRAINED = Path(__file__).parent.parent / "results/desk/ds2-hlstm-gp/seed0.safetensors"
 RECOGNISER = TRAINED.with_suffix(".compact.safetensors")
+TRAINED_CAPTIONER = TRAINED.parent.parent / "nt-hlstm1-compact/seed0.safetensors"
+CAPTIONER = TRAINED_CAPTIONER.with_suffix(".compact.safetensors")
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Grow and Prune LSTMs: run and read the experiments of the book.")
 benches = typer.Typer(no_args_is_help=True, help="Measure speed: contestants take turns, ratios are printed.")
@@ -68,7 +71,7 @@ def evaluate(model: Annotated[Path, typer.Argument(help="a .safetensors file tha
 def pack(model: Annotated[Path, typer.Argument(help="a .safetensors file that `run` wrote")],
          out: Annotated[Path, typer.Argument(help="the compact file to write")],
          values: Annotated[str, typer.Option(help="fp32, fp16 or int8")] = "fp16"):
-    """Write a trained recogniser as a compact file; print its layouts and what storing it takes."""
+    """Write a trained recogniser or captioner as a compact file; print its layouts and what storing it takes."""
     from . import load_compact
     from .compact import pack as packing
     size = packing.pack(model, out, values)
@@ -87,21 +90,50 @@ def transcribe(files: Annotated[list[Path], typer.Argument(help="sound files of 
                threads: Annotated[int, typer.Option(min=1, max=2, help="2: both directions at once")] = 1,
                json: Annotated[bool, typer.Option("--json", help="a JSON object a line")] = False):
     """Write down what is said in sound files. Exit code 1 if one of them could not be read; the others are done."""
-    from json import dumps
-
-    from . import load_compact
     from .audio import AudioError
-    recogniser, failed = load_compact(model, threads=threads), 0
+    from .compact.recogniser import Recogniser
+    recogniser = _opened(model, Recogniser, threads=threads)
+    _each(files, lambda path: recogniser.transcribe(path, beam=beam), AudioError, "nothing was heard", json)
+
+
+@app.command()
+def caption(files: Annotated[list[Path], typer.Argument(help="pictures of any size")],
+            model: Annotated[Path, typer.Option(help="a captioner's file")] = CAPTIONER,
+            beam: Annotated[int, typer.Option(min=1, help="beginnings that the search keeps; 1: greedy")] = 2,
+            json: Annotated[bool, typer.Option("--json", help="a JSON object a line")] = False):
+    """Say what is on pictures. Exit code 1 if one of them could not be read; the others are done."""
+    from .compact.captioner import Captioner
+    from .compact.pictures import PictureError
+    captioner = _opened(model, Captioner)
+    _each(files, lambda path: captioner.caption(path, beam=beam), PictureError, "nothing was said", json)
+
+
+def _opened(model: Path, wanted: type, **options):
+    """The model in a file, if it is of the kind that is wanted."""
+    from . import load_compact
+    if model == CAPTIONER and not model.exists():
+        raise FileNotFoundError(f"{_short(model)}: no such file; train a captioner with `python -m hlstm_src run "
+                                "nt-hlstm1-compact` and name the .safetensors file beside its record with --model")
+    made = load_compact(model, **options)
+    if not isinstance(made, wanted):
+        raise ValueError(f"{model}: a {type(made).__name__.lower()}, where a {wanted.__name__.lower()} is needed")
+    return made
+
+
+def _each(files: list[Path], use: Callable[[Path], str], unreadable: type[Exception], nothing: str, json: bool) -> None:
+    """Prints the text that `use` makes of each file; ends with exit code 1 if one of them could not be read."""
+    from json import dumps
+    failed = 0
     for k, path in enumerate(files, 1):
         if len(files) > 1 and sys.stderr.isatty():
             print(f"\033[K{k} of {len(files)}  {path}", end="\r", file=sys.stderr)
         try:
-            text, problem = recogniser.transcribe(path, beam=beam), None
-        except AudioError as error:
+            text, problem = use(path), None
+        except unreadable as error:
             text, problem, failed = None, str(error), failed + 1
             print(f"error: {error}", file=sys.stderr)
         if text == "":
-            print(f"{path}: nothing was heard", file=sys.stderr)
+            print(f"{path}: {nothing}", file=sys.stderr)
         if json:
             print(dumps({"file": str(path), "text": text} | ({"error": problem} if problem else {})), flush=True)
         elif text is not None:

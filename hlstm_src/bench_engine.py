@@ -192,7 +192,7 @@ def _fed_back(cell: cells.Cell, x: np.ndarray) -> np.ndarray:
     xs, hs = aligned((T, cells.padded(x.shape[1]))), np.zeros((T, H), np.float32)
     xs[:, :x.shape[1]] = x
     h, c = aligned((1, cells.padded(H))), aligned((1, cells.padded(H)))
-    _steps(cell._program, xs, hs, h, c, aligned((1, len(cell.layers), cell.width)))
+    _steps(cell.program, xs, hs, h, c, aligned((1, len(cell.layers), cell.width)))
     return hs
 
 
