@@ -208,5 +208,6 @@ def _sizes(file: ModelFile) -> dict:
     if m.get("encoder") != ("tiny" if encoder == "tiny" else None):
         raise file.error(f"encoder {encoder!r} and the model's {m.get('encoder')!r} contradict each other")
     layers = sum(entries(m, m["hidden" if k else "embedding"]) for k in range(m["layers"]))
-    file.afford(layers + m["words"] * (m["hidden"] + m["embedding"]) + m["features"] * m["embedding"])
+    tiny = 5 * pictures.WIDTHS[-1] if encoder == "tiny" else 0    # of its last layer, for each of the feature's numbers
+    file.afford(layers + m["words"] * (m["hidden"] + m["embedding"]) + m["features"] * (m["embedding"] + tiny))
     return m
