@@ -1,4 +1,4 @@
-"""The command line: `python -m hlstm_src run|evaluate|pack|transcribe|caption|report|bench|doctor`, each with --help."""
+"""The command line: `python -m hlstm_src run|evaluate|pack|transcribe|caption|report|bench|doctor`; all have --help."""
 
 import importlib.util
 import os
@@ -189,11 +189,12 @@ def bench_masks(rounds: Annotated[int, typer.Option(min=1, help="timings of each
 def bench_engine(quick: Annotated[bool, typer.Option(help="tiny layers: is everything there?")] = False,
                  model: Annotated[Path | None, typer.Option(help="a trained recogniser, for its own masks")] = TRAINED,
                  rounds: Annotated[int, typer.Option(min=1, help="timings of each contestant")] = 9,
+                 threads: Annotated[int, typer.Option(min=1, max=2, help="2: two directions on two as well")] = 1,
                  json: JsonOption = None):
     """A step of sparse recurrent layers on our engine, against the best dense engine. One thread, one sequence."""
     from . import bench
     from . import bench_engine as b
-    made, rows, bounds = b.engine(quick, model if model and model.exists() else None, rounds)
+    made, rows, bounds = b.engine(quick, model if model and model.exists() else None, rounds, threads)
     print(b.table(made, rows, bounds))
     if json:
         bench.save(json, "engine", rows, limits={"bytes_per_second": bounds.bandwidth, "macs_per_second": bounds.macs},
@@ -221,6 +222,34 @@ def bench_speech(corpus: Annotated[Path, typer.Option(help="a corpus folder, suc
     print(f"a fresh process writes its first text after {begun:.2f} s and takes {peak:.0f} MB at most")
     if json:
         bench.save(json, "speech", rows, seconds=seconds, start_seconds=begun, peak_mb=peak)
+
+
+@benches.command("captions")
+def bench_captions(corpus: Annotated[Path, typer.Option(help="a corpus folder with features, such as data/ucm")],
+                   model: Annotated[Path, typer.Option(help="a captioner that `run` wrote")] = TRAINED_CAPTIONER,
+                   limit: Annotated[int, typer.Option(min=1, help="pictures of the test split")] = 20,
+                   rounds: Annotated[int, typer.Option(min=1, help="timings of each contestant")] = 5,
+                   json: JsonOption = None):
+    """Whole captions, from a picture's feature to words: the engine against PyTorch; start-up and memory."""
+    from . import bench, bench_captions, experiments
+    opened = experiments.open_corpus(model, corpus)
+    features = opened.features(opened.split("test", limit=limit))
+    timed = bench_captions.captions(model, features, rounds)
+    for case in dict.fromkeys(row.case for row in timed.rows):
+        rows = [row for row in timed.rows if row.case == case]
+        print(f"{case}, picture by picture, {len(features)} pictures")
+        for row in rows:
+            print(f"  {row.engine:32} {row.microseconds / 1000:8.2f} ms, {1e6 / row.microseconds:7.0f} a second, "
+                  f"{rows[0].microseconds / row.microseconds:6.2f} times as fast as torch; "
+                  f"{timed.words[case, row.engine]:4.1f} words")
+    starts = bench_captions.starts(model, features[0])
+    for name, (begun, peak) in starts.items():
+        print(f"{name}: a fresh process has its first caption after {begun:.2f} s and takes {peak:.0f} MB at most")
+    if json:
+        bench.save(json, "captions", timed.rows, pictures=len(features),
+                   words=[{"case": case, "engine": name, "words": n} for (case, name), n in timed.words.items()],
+                   starts=[{"engine": name, "seconds": begun, "peak_mb": peak}
+                           for name, (begun, peak) in starts.items()])
 
 
 @app.command()

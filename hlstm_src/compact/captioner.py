@@ -33,7 +33,8 @@ class Captioner:
         def linear(name: str, rows: int, columns: int, factor=1.0, add=0.0) -> tuple[layouts.Layout, np.ndarray]:
             """A linear layer, the normalisation before it folded in: its matrix and its bias (padded)."""
             (W, mask), (b, _) = file.tensor(f"{name}.weight", (rows, columns)), file.tensor(f"{name}.bias", (rows,))
-            return layouts.pack(W * factor, mask, kind, values), rows_of((b + W @ np.broadcast_to(add, columns))[None])[0]
+            bias = b + W @ np.broadcast_to(np.float32(add), columns)
+            return layouts.pack(W * factor, mask, kind, values), rows_of(bias[None])[0]
         self.picture = linear("picture", E, D, *norm(file, "norm", D, affine=False))
         self.output = linear("output", V, H)
         self.words = rows_of(file.tensor("words.weight", (V, E))[0])

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from hlstm_src import experiments, load_compact, prune
 from hlstm_src import __main__ as command
+from hlstm_src import experiments, load_compact, prune
 from hlstm_src.compact import layouts, pictures
 from hlstm_src.compact.captioner import Captioner
 from hlstm_src.compact.pack import pack, sizes
@@ -106,8 +106,7 @@ def test_a_search_without_an_end_or_with_nothing_else_does_end(tmp_path):
 
 def test_a_pruned_output_goes_through_the_layouts(tmp_path):
     path = made(tmp_path / "a", {"cell": "lstm", "words": 400, "hidden": 128})
-    model, masks, metadata = experiments.load(path)
-    found = load_compact(path).matrices
+    model, found = experiments.load(path)[0], load_compact(path).matrices
     assert list(found) == ["picture", "layer 0, inputs", "layer 0, hidden", "output"]
     for name, matrix in found.items():                             # half of their weights are gone
         assert matrix.kind == layouts.choose(matrix.to_dense() != 0)[0] and "50.0%" in matrix.why, name
@@ -146,9 +145,9 @@ def tiny(tmp_path_factory):
     """A captioner that learnt nothing, from pixels; its encoder's normalisation is not the identity."""
     path = made(tmp_path_factory.mktemp("tiny") / "tiny.safetensors", {"cell": "lstm", "encoder": "tiny",
                                                                        "features": 24})
-    model, masks, metadata = experiments.load(path)
+    model, _, metadata = experiments.load(path)
     with torch.no_grad():
-        for name, t in model.encoder.state_dict().items():
+        for t in model.encoder.state_dict().values():
             if t.dim() == 1 and t.is_floating_point():
                 t.uniform_(0.5, 1.5)
             elif t.dim() > 1:
@@ -160,7 +159,8 @@ def tiny(tmp_path_factory):
 def test_the_tiny_encoder_is_that_of_training(tiny):
     model, ours = experiments.load(tiny)[0], load_compact(tiny)
     assert isinstance(model.encoder, TinyCNN)
-    images = [Image.open(p).convert("RGB") for p in IMAGES[:4]] + [Image.open(IMAGES[4]).convert("RGB").resize((90, 50))]
+    images = [Image.open(p).convert("RGB") for p in IMAGES[:5]]
+    images[4] = images[4].resize((90, 50))
     x = torch.stack([pixels(image) for image in images]).float() / 255
     want = model.encoder(x).detach().numpy()
     assert want.std(0).max() > 0.01
@@ -188,7 +188,8 @@ def test_an_encoder_that_cannot_be_had_is_an_error_to_mend(tmp_path, monkeypatch
         ours.caption(IMAGES[0])
 
 
-@pytest.mark.parametrize("shape", [(), (23,), (25,), (0,), (2, 23), (2, 2, 24), (3, 64, 63), (64, 64, 3), (1, 1, 3, 64, 64)])
+@pytest.mark.parametrize("shape", [(), (23,), (25,), (0,), (2, 23), (2, 2, 24), (3, 64, 63), (64, 64, 3),
+                                   (1, 1, 3, 64, 64)])
 def test_what_is_no_feature_is_refused(tiny, shape):
     with pytest.raises(ValueError, match="no feature of a picture: those of tiny are 24 finite numbers"):
         load_compact(tiny).caption(np.zeros(shape))
