@@ -1,7 +1,6 @@
 """NeuralTalk (see hlstm_src/neuraltalk.py) on the engine: a picture or its feature in, a sentence out.
 
-The search is that of hlstm_src/search.py, compiled, so that a caption is one call: with a vocabulary of a thousand
-words and a beam of two, numpy would spend as long on the bookkeeping of a step as the engine on its products.
+The search is that of hlstm_src/search.py, compiled, so that a caption is one call and no step waits for Python.
 """
 
 from pathlib import Path
@@ -73,9 +72,6 @@ class Captioner:
         _say(*self._output, h[-1], y, len(self.words), len(words))
         return y[:, :len(self.words)], (h, c)
 
-    def _state(self, rows: int) -> np.ndarray:
-        return aligned((len(self.cells), rows, padded(self.cells[0].size)))
-
     def caption(self, picture, beam: int = 2) -> str | list[str]:
         """What is said of a picture: a file's path, a PIL image, or its feature (D); of B features, (B, D), a list.
 
@@ -96,19 +92,22 @@ class Captioner:
         if features.ndim not in (1, 2) or features.shape[-1] != self.features or not np.isfinite(features).all():
             raise ValueError(f"an array {features.shape} is no feature of a picture: those of {self.encoder} are "
                              f"{self.features} finite numbers")
-        said = [self._search(x[None], beam) for x in features.reshape(-1, self.features)]
+        said, rows = [], max(beam, TOGETHER)
+        for x in features.reshape(-1, self.features):
+            ids = _search(*self._picture, *self._output, self._programs, self._gru, self.words, rows_of(x[None]),
+                          self._state(rows), self._state(rows), beam, self.longest)
+            said.append(" ".join(self.vocabulary[k - 1] for k in ids))
         return said if features.ndim == 2 else said[0]
 
-    def _search(self, feature: np.ndarray, beam: int) -> str:
-        ids = _search(*self._picture, *self._output, self._programs, self._gru, self.words, rows_of(feature),
-                      self._state(max(beam, TOGETHER)), self._state(max(beam, TOGETHER)), beam, self.longest)
-        return " ".join(self.vocabulary[k - 1] for k in ids)
+    def _state(self, rows: int) -> np.ndarray:
+        """Zeros for h or c of all layers."""
+        return aligned((len(self.cells), rows, padded(self.cells[0].size)))
 
 
 @njit(inline="always", **OPTIONS)
 def _linear(matrix, bias, x, y, k):
-    """k rows of x through a layer, into those of y; both have TOGETHER rows or more, or k."""
-    if 1 < k < min(TOGETHER, len(x), len(y)) and (k == TOGETHER - 1 or matrix[0] == SLOTS):
+    """k rows of x through a layer, into those of y."""
+    if 1 < k < TOGETHER <= min(len(x), len(y)) and (k == TOGETHER - 1 or matrix[0] == SLOTS):
         k = TOGETHER                                               # quicker than one by one; nobody reads the rest
     for j in range(k):
         y[j] = bias

@@ -178,6 +178,7 @@ def test_a_picture_goes_through_the_encoder_that_the_file_names(tmp_path):
     ours = load_compact(path)
     with Image.open(IMAGES[0]) as image:
         stored = load_encoder("efficientnet_lite0")([image.convert("RGB")]).half().numpy()    # as a store keeps it
+        np.testing.assert_array_equal(pictures.feature(image.convert("RGB"), "efficientnet_lite0"), stored[0])
     assert ours.caption(IMAGES[0]) == ours.caption(stored)[0] != ours.caption(IMAGES[5])
 
 
