@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 from numba import njit
 
+from ..gates import exp
 from ..search import END
 from . import layouts, pictures
 from .cells import padded, rows_of, step_gru, step_lstm
 from .format import ModelFile
-from .kernels import LANES, OPTIONS, SLOTS, _exp, aligned, aligned_rows, product
+from .kernels import LANES, OPTIONS, SLOTS, aligned, aligned_rows, product
 from .weights import cell, entries, named, norm, sizes, whole
 
 TOGETHER = 4                           # columns that the kernels multiply by at once
@@ -140,12 +141,12 @@ def _say(output, bias, h, y, V, k):
         sums[:] = 0
         for n in range(0, even, LANES):                            # 16 sums side by side: one would be slow, and rough
             for lane in range(LANES):
-                sums[lane] += _exp(row[n + lane] - most)
+                sums[lane] += exp(row[n + lane] - most)
         total = np.float32(0)
         for lane in range(LANES):
             total += sums[lane]
         for n in range(even, V):
-            total += _exp(row[n] - most)
+            total += exp(row[n] - most)
         most += np.log(total)
         for n in range(V):
             row[n] -= most
