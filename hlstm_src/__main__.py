@@ -228,6 +228,7 @@ def bench_speech(corpus: Annotated[Path, typer.Option(help="a corpus folder, suc
 @benches.command("captions")
 def bench_captions(corpus: Annotated[Path, typer.Option(help="a corpus folder with features, such as data/ucm")],
                    model: Annotated[Path, typer.Option(help="a captioner that `run` wrote")] = TRAINED_CAPTIONER,
+                   against: Annotated[list[Path], typer.Option(help="another captioner; may be repeated")] = (),
                    limit: Annotated[int, typer.Option(min=1, help="pictures of the test split")] = 20,
                    rounds: Annotated[int, typer.Option(min=1, help="timings of each contestant")] = 5,
                    json: JsonOption = None):
@@ -235,7 +236,7 @@ def bench_captions(corpus: Annotated[Path, typer.Option(help="a corpus folder wi
     from . import bench, bench_captions, experiments
     opened = experiments.open_corpus(model, corpus)
     features = opened.features(opened.split("test", limit=limit))
-    timed = bench_captions.captions(model, features, rounds)
+    timed = bench_captions.captions(model, features, rounds, against=against)
     for case in dict.fromkeys(row.case for row in timed.rows):
         rows = [row for row in timed.rows if row.case == case]
         print(f"{case}, picture by picture, {len(features)} pictures")

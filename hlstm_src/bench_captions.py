@@ -1,7 +1,9 @@
 """Whole captions, from a picture's feature to words: the engine against the model it was packed from, in PyTorch."""
 
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,28 +25,27 @@ class Timed:
     words: dict[tuple[str, str], float]
 
 
-def captions(model: Path, features: torch.Tensor, rounds: int = 5, beams: tuple[int, ...] = (1, 2)) -> Timed:
+def captions(model: Path, features: torch.Tensor, rounds: int = 5, beams: tuple[int, ...] = (1, 2),
+             against: Sequence[Path] = ()) -> Timed:
     """Captions pictures one by one on one thread. features (N, D), or pixels for the encoder `tiny`.
+
+    against: other captioners that read the same features; each takes part in torch and on the engine.
 
     The contestant whose output is pruned by magnitude, without training, says something else: its captions take other
     numbers of steps. Raises ValueError if the engine says something else than torch.
     """
-    whole, _, metadata = experiments.load(model)
     pictures, timed = features.numpy(), Timed([], {})
-    engines = {"engine": load_compact(model), "engine, all weights": load_compact(model, kind="dense"),
-               "engine, int8": load_compact(model, values="int8"),
-               f"engine, output pruned by {PRUNED:.0%}": _pruned(model)}
-
-    def with_torch(beam: int) -> list[str]:
-        ids = [whole.caption(x[None], beam, metadata["longest"])[0] for x in features]
-        return [" ".join(metadata["vocabulary"][k - 1] for k in said) for said in ids]
-
-    def with_engine(engine: Captioner, beam: int) -> list[str]:
-        return [engine.caption(x, beam) for x in pictures]
+    contestants = {"torch, with all weights": _torch(model, features)}
+    contestants |= {name: _engine(made, pictures) for name, made in {
+        "engine": load_compact(model), "engine, all weights": load_compact(model, kind="dense"),
+        "engine, int8": load_compact(model, values="int8"),
+        f"engine, output pruned by {PRUNED:.0%}": _pruned(model)}.items()}
+    for other in against:
+        name = experiments.load(other)[2].get("experiment", other.stem)
+        contestants |= {f"{name}, torch": _torch(other, features),
+                        f"{name}, engine": _engine(load_compact(other), pictures)}
     for beam in beams:
-        case = f"a caption, beam {beam}"
-        runs = {"torch, with all weights": lambda beam=beam: with_torch(beam)} | {
-            name: lambda engine=engine, beam=beam: with_engine(engine, beam) for name, engine in engines.items()}
+        case, runs = f"a caption, beam {beam}", {name: partial(say, beam) for name, say in contestants.items()}
         said = {name: run() for name, run in runs.items()}
         if said["engine"] != said["torch, with all weights"]:
             raise ValueError(f"{model}: the engine says something else than torch; please report it")
@@ -53,6 +54,20 @@ def captions(model: Path, features: torch.Tensor, rounds: int = 5, beams: tuple[
             timed.rows += [LatencyRow(engine=name, threads=1, case=case, microseconds=1e6 * t / len(pictures))
                            for name, t in interleaved(runs, rounds).items()]
     return timed
+
+
+def _torch(model: Path, features: torch.Tensor) -> Callable[[int], list[str]]:
+    """The captions at a beam, by PyTorch, picture by picture."""
+    whole, _, metadata = experiments.load(model)
+
+    def say(beam: int) -> list[str]:
+        ids = [whole.caption(x[None], beam, metadata["longest"])[0] for x in features]
+        return [" ".join(metadata["vocabulary"][k - 1] for k in said) for said in ids]
+    return say
+
+
+def _engine(captioner: Captioner, pictures: np.ndarray) -> Callable[[int], list[str]]:
+    return lambda beam: [captioner.caption(x, beam) for x in pictures]
 
 
 def _pruned(model: Path) -> Captioner:

@@ -43,6 +43,14 @@ def test_the_command_prints_all_contestants_and_writes_rows(model, tmp_path, mon
     assert all(engine in done.output for _, engine in contestants)
 
 
+def test_other_captioners_take_part(model):
+    features = torch.rand(2, 3, 64, 64)
+    timed = bench_captions.captions(model, features, rounds=1, beams=(1,), against=[model])
+    words = {name: n for (_, name), n in timed.words.items()}
+    assert len(words) == len(timed.rows) == 7
+    assert words["seed0, torch"] == words["seed0, engine"] == words["engine"]
+
+
 def test_the_pruned_output_has_a_tenth_of_its_weights_and_they_are_the_largest(model):
     pruned = bench_captions._pruned(model).matrices["output"].to_dense()
     whole = bench_captions.load_compact(model).matrices["output"].to_dense()
