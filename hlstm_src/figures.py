@@ -129,7 +129,8 @@ def learning_curves(records: Mapping[str, RunRecord]) -> Picture:
         top.plot(ends, [row.loss for row in record.history], label=label, **look)
         low.plot(ends, rates, **look)
         last, all_rates = max([last, *ends]), all_rates + rates
-    top.set(ylabel="training loss\n" + ({"wer": "(CTC, nats a letter)", "cider": "(nats a word)"}.get(metric, "(nats)")), ylim=(0, None))
+    unit = {"wer": "(CTC, nats a letter)", "cider": "(nats a word)"}.get(metric, "(nats)")
+    top.set(ylabel=f"training loss\n{unit}", ylim=(0, None))
     _wer_axis(low, all_rates, metric)
     _epoch_axis(low, last)
     if grown is not None:
