@@ -5,7 +5,7 @@ Like `figures.py`, whose style they share: plain data in, a `Picture` out; nothi
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from matplotlib.font_manager import FontProperties
@@ -24,12 +24,11 @@ ENOUGH = 8                             # points of the smallest letters
 @dataclass(frozen=True)
 class Node:
     """A beginning of a caption in the search: its last word, the node it goes on from (None: the start), the word's
-    probability behind that one, the log probability of all words together, and whether the search kept it."""
+    probability behind that one, the log probability of all words together, and whether the caption ends here."""
     word: str
     parent: int | None
     probability: float
     total: float
-    kept: bool = True
     ended: bool = False
 
 
@@ -41,7 +40,7 @@ def _width(text: str, size: float) -> float:
 def _ranks(nodes: Sequence[Node]) -> list[float]:
     """A row for each node: leaves one below the other, the best on top; the others in the middle of what follows."""
     children = {k: [] for k in [None, *range(len(nodes))]}
-    for k in sorted(range(len(nodes)), key=lambda k: (not nodes[k].kept, -nodes[k].total)):
+    for k in sorted(range(len(nodes)), key=lambda k: -nodes[k].total):
         children[nodes[k].parent].append(k)
     rows, below = [0.0] * len(nodes), 0
 
@@ -64,7 +63,7 @@ def beam_tree(nodes: Sequence[Node], best: int, start: str = "start") -> Picture
     """The search as a tree, read from left to right: each word with its probability behind the words before it.
 
     `nodes` in any order in which parents come first; `best` is the number of the node that ends the caption found,
-    whose path is drawn strong; what the search dropped is grey. Raises ValueError without nodes.
+    whose path is drawn strong. Raises ValueError without nodes.
     """
     if not nodes:
         raise ValueError("beam_tree needs at least one node")
@@ -90,13 +89,13 @@ def beam_tree(nodes: Sequence[Node], best: int, start: str = "start") -> Picture
     ax.axis("off")
     ax.text(0, np.mean([top[0], top[-1]]), start, va="center", fontsize=size, color=GREY)
     for k, (node, row) in enumerate(zip(nodes, rows)):
-        colour, weight = (BLUE, "bold") if k in path else (INK, "normal") if node.kept else (GREY, "normal")
+        colour, weight = (BLUE, "bold") if k in path else (INK, "normal")
         x, before = left[depth[k] + 1], left[depth[k]]
         parent = node.word if node.parent is None else nodes[node.parent].word
         end = before + _width(start if node.parent is None else parent, size) + 0.06
         y = np.mean([top[0], top[-1]]) if node.parent is None else rows[node.parent]
         ax.plot([end, max(end, x - gap * 0.7), x - 0.05], [y, y, row], color=colour, zorder=1 + (k in path),
-                linewidth=2.2 if k in path else 1.0, linestyle="-" if node.kept else ":")
+                linewidth=2.2 if k in path else 1.0)
         ax.text(x, row, node.word, va="center", fontsize=size, color=colour, fontweight=weight)
         ax.text(x, row + 0.2, _chance(node), va="top", fontsize=max(ENOUGH, 0.85 * size), color=colour)
     return fig
@@ -109,45 +108,41 @@ def _chance(node: Node) -> str:
 
 @dataclass(frozen=True)
 class Said:
-    """A picture (height, width, 3), what was said of it, what people say, and a score or None."""
+    """A picture (height, width, 3); captions by who says them, and what people say of it."""
     image: object
-    caption: str
-    reference: str
-    cider: float | None = None
+    references: Sequence[str]
+    captions: Mapping[str, str] = field(default_factory=dict)
 
 
 @_styled
 def captioned(shown: Sequence[Said], across: int = 3) -> Picture:
-    """Pictures in rows of `across`; below each what was said, what a person wrote (grey) and its CIDEr.
+    """Pictures in rows of `across`; below each what was said of it, and in grey what people said.
 
-    Raises ValueError without pictures.
+    Captions are named by who says them, unless that is "". Raises ValueError without pictures.
     """
     if not shown:
         raise ValueError("captioned needs at least one picture")
-    letters = int(92 / across)
-    blocks = [[textwrap.wrap(text, letters) for text in (each.caption or "(nothing)", each.reference)]
-              for each in shown]
+    letters, line, side = int(92 / across), 0.165, (WIDTH - 0.2) / across * 0.62
+    texts = [[(f"{name}: {text or '(nothing)'}" if name else text or "(nothing)", INK)
+              for name, text in each.captions.items()] + [(text, GREY) for text in each.references] for each in shown]
+    blocks = [[(part, colour) for text, colour in each for part in textwrap.wrap(text, letters)] for each in texts]
     rows = [range(k, min(k + across, len(shown))) for k in range(0, len(shown), across)]
-    lines = [max(sum(map(len, blocks[k])) + (shown[k].cider is not None) for k in row) for row in rows]
-    side = (WIDTH - 0.2) / across * 0.62
-    fig = Picture(sum(side + 0.12 + 0.165 * n for n in lines) + 0.1, "Pictures and captions: " + "; ".join(
-        f"{each.caption or 'nothing'} (a person: {each.reference})" for each in shown))
+    heights = [side + 0.2 + line * max(len(blocks[k]) for k in row) for row in rows]
+    fig = Picture(sum(heights), "Pictures and captions. " + "; ".join(
+        " / ".join(text for text, _ in each) for each in texts))
     fig.set_layout_engine("none")
     width, height = fig.get_size_inches()
     top = height - 0.05
-    for row, n in zip(rows, lines):
+    for row, high in zip(rows, heights):
         for column, k in enumerate(row):
-            middle = (column + 0.5) / across
+            middle, image = (column + 0.5) / across, _array(shown[k].image)
             ax = fig.add_axes((middle - side / width / 2, (top - side) / height, side / width, side / height))
-            ax.imshow(_array(shown[k].image), interpolation="nearest" if len(_array(shown[k].image)) < 100 else "auto")
+            ax.imshow(image, interpolation="nearest" if len(image) < 100 else "auto")
             ax.axis("off")
-            y = top - side - 0.05
-            texts = [(line, INK) for line in blocks[k][0]] + [(line, GREY) for line in blocks[k][1]]
-            texts += [] if shown[k].cider is None else [(f"CIDEr {shown[k].cider:.0f}", BLUE)]
-            for text, colour in texts:
-                fig.text(middle, y / height, text, ha="center", va="top", fontsize=9, color=colour)
-                y -= 0.165
-        top -= side + 0.12 + 0.165 * n
+            for n, (text, colour) in enumerate(blocks[k]):
+                fig.text(middle, (top - side - 0.05 - n * line) / height, text, ha="center", va="top", fontsize=9,
+                         color=colour)
+        top -= high
     return fig
 
 
