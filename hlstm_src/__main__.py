@@ -121,10 +121,11 @@ def report(profile: ProfileOption = "laptop"):
 def bench_layer(rounds: Annotated[int, typer.Option(min=1, help="timings of each contestant")] = 5,
                 threads: Annotated[list[int], typer.Option(min=1, help="may be given several times")] = (1, 2),
                 compiled: Annotated[bool, typer.Option(help="also torch.compile of the readable step (slow)")] = False,
+                only: Annotated[str, typer.Option(help="cases with this in their names, such as 'H512 bf16'")] = "",
                 json: JsonOption = None):
     """Forward and backward of the H-LSTM layer for each multiply-accumulate, against torch.nn.LSTM."""
     from . import bench
-    rows, work, memory = bench.layer(n_threads=threads, rounds=rounds, compiled=compiled)
+    rows, work, memory = bench.layer(n_threads=threads, rounds=rounds, compiled=compiled, only=only)
     print("Time per multiply-accumulate, forward and backward, as a multiple of torch.nn.LSTM's:")
     print(bench.ratios(rows, "nn.LSTM", work))
     print("\nPeak memory of such a step, MB:")
@@ -196,7 +197,7 @@ def doctor():
     """Look at this machine: packages, cores, GPU, corpora. Exit code 1 if something needed is missing."""
     import torch
 
-    from .profiles import MINI_SPEECH, PROFILES, ROOT
+    from .profiles import MINI_SCENES, MINI_SPEECH, PROFILES, ROOT
     missing = []
     for package in ("accelerate", "jiwer", "jupyter_book", "numpy", "pandas", "papermill", "safetensors", "snakemake",
                     "soundfile"):
@@ -206,14 +207,17 @@ def doctor():
     print(f"ok       torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores, "
           + (torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"))
     print(f"ok       {shutil.disk_usage(ROOT).free >> 30} GB free")
-    for folder in dict.fromkeys(p.speech.corpus for p in PROFILES.values()):
+    minis, ways = (MINI_SPEECH, MINI_SCENES), {"data/an4": "data_prep.an4", "data/coco": "data_prep.coco"}
+    for folder in dict.fromkeys(part.corpus for p in PROFILES.values() for part in (p.speech, p.captions, p.flowers)
+                                if part):
         there = (ROOT / folder / "corpus.json").exists()
         print(f"{'ok     ' if there else 'absent '}  corpus {folder}"
-              + ("" if there else ": it comes with the code, restore it from git" if folder == MINI_SPEECH else
-                 f": `python -m data_prep.an4 --out {folder}` (for the profiles desk and paper)"))
+              + ("" if there else ": it comes with the code, restore it from git" if folder in minis else
+                 f": `python -m {ways.get(folder, 'data_prep.karpathy')} --out {folder}` (for the profiles desk and "
+                 "paper)"))
     if missing:
         raise SystemExit(f"missing: {', '.join(missing)}; install with `pip install -r requirements.lock`")
-    if not (ROOT / MINI_SPEECH / "corpus.json").exists():
+    if not all((ROOT / folder / "corpus.json").exists() for folder in minis):
         raise SystemExit(1)
 
 

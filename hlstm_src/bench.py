@@ -140,11 +140,12 @@ def has_compiler() -> bool:
     return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
-def layer(shapes=SHAPES, n_threads: Iterable[int] = (1, 2), rounds: int = 5, compiled: bool = False):
+def layer(shapes=SHAPES, n_threads: Iterable[int] = (1, 2), rounds: int = 5, compiled: bool = False, only: str = ""):
     """Forward and backward of one H-LSTM layer as wide as its input, one gate layer of that width, and its rivals.
 
     Returns rows of times, multiply-accumulates by engine and case, and peak bytes by engine and case. `compiled` adds
-    `torch.compile` of the readable step, which takes a C++ compiler and some compilation; without one it warns.
+    `torch.compile` of the readable step, which takes a C++ compiler and some compilation; without one it warns. `only`
+    chooses the cases that have this in their names; ValueError if none has.
     """
     if compiled and not has_compiler():
         warnings.warn("no C++ compiler, so no compiled step: install g++, or name another in the variable CXX",
@@ -155,6 +156,8 @@ def layer(shapes=SHAPES, n_threads: Iterable[int] = (1, 2), rounds: int = 5, com
         if D == 2 and (T, B, H) != shapes[0]:                      # both directions at one shape only
             continue
         case = f"T{T} B{B} H{H}{' two ways' if D == 2 else ''} {'bf16' if low else 'float32'}"
+        if only not in case:
+            continue
         x = torch.randn(T, B, H, requires_grad=True)
         ours = HLSTM(H, H, bidirectional=D == 2)
         models = {"nn.LSTM": nn.LSTM(H, H, bidirectional=D == 2), "HLSTM": ours, "per step": PerStep(ours)}
@@ -168,6 +171,8 @@ def layer(shapes=SHAPES, n_threads: Iterable[int] = (1, 2), rounds: int = 5, com
             work[name, case] = T * B * sum(p.numel() for p in model.parameters() if p.dim() == 2)
             if (name, case) not in memory:
                 memory[name, case] = peak_bytes(runs[name])
+    if not rows:
+        raise ValueError(f"no case has {only!r} in its name; they are called such as {case!r}")
     return rows, work, memory
 
 

@@ -32,9 +32,9 @@ from .training import Settings, Trainer, accelerator
 
 # The code that decides what a run computes: a change in one of these makes the records of smoke and laptop stale.
 CODE = [Path(__file__).with_name(f"{name}.py") for name in
-        ("scan", "lstm", "masks", "growprune", "schedule", "rivals", "audio", "deepspeech2", "search", "neuraltalk",
-         "encoders", "corpora", "scores", "caption_scores", "counting", "tasks", "toy", "benchmarks", "training",
-         "experiments")]
+        ("gates", "scan", "lstm", "masks", "growprune", "schedule", "rivals", "audio", "deepspeech2", "search",
+         "neuraltalk", "encoders", "corpora", "scores", "caption_scores", "counting", "tasks", "toy", "benchmarks",
+         "training", "experiments")]
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,10 @@ def _cell(c: Captions, cell: str, layers: int = 1, hidden: int | None = None) ->
 
 
 def _captioner(c: Captions, title: str, cell: str = "hlstm", layers: int = 1, rival: str = "dense",
-               compact: bool = False, activation: str | None = None) -> Recipe:
+               compact: bool = False, activation: str | None = None, output: bool = False) -> Recipe:
     """A captioner. A sparse one ends at the density of the accurate model or, if `compact`, with at least
-    `compression` times fewer live weights in the cell than the LSTM x3 has; "small-dense" is so narrow instead."""
+    `compression` times fewer live weights in the cell than the LSTM x3 has; "small-dense" is so narrow instead. With
+    `output` the output projection is as sparse: its weights and the cell's are ranked together."""
     size, hidden = rivals.parameters_left(_cell(c, "hlstm")), c.hidden
     most = rivals.parameters_left(_cell(c, "lstm", 3)) / c.compression
     if rival == "small-dense":
@@ -116,12 +117,14 @@ def _captioner(c: Captions, title: str, cell: str = "hlstm", layers: int = 1, ri
     density = math.floor(most / 3) / (size / 3) if compact else c.accurate    # three matrices of one size
     model = {"cell": cell, "layers": layers, "hidden": hidden, "embedding": c.hidden, "dropout": c.dropout}
     model |= {"activation": activation or c.activation} if cell == "hlstm" else {}
-    schedule = {"epochs": c.epochs}
-    if rival not in ("dense", "small-dense"):
-        schedule |= {"rival": rival, "density": density, "rounds": c.rounds}
-    return Recipe(title, model, schedule, Settings(lr=c.lr, precision=c.precision, fused=True),
+    schedule, dense = {"epochs": c.epochs}, rival in ("dense", "small-dense")
+    if not dense:
+        schedule |= {"rival": rival, "density": density, "rounds": c.rounds} | ({"per": "global"} if output else {})
+    settings = Settings(lr=c.lr, decay=c.decay, weight_decay=1e-2 if c.decay is None else 0,      # 0: plain Adam
+                        patience=c.patience if dense else None, precision=c.precision, fused=True)
+    return Recipe(title, model, schedule, settings,
                   {"corpus": c.corpus, "encoder": c.encoder, "batch": c.batch, "limit": c.limit, "java": c.java},
-                  masked=benchmarks.Captions.masked, benchmark="captions")
+                  masked="[ro][nu]*weight*" if output else benchmarks.Captions.masked, benchmark="captions")
 
 
 _CAPTIONERS = {
@@ -134,12 +137,15 @@ _CAPTIONERS = {
     "nt-hlstm1-gp": partial(_captioner, title="NeuralTalk, H-LSTM x1, grow and prune, accurate", rival="gp"),
     "nt-hlstm1-compact": partial(_captioner, title="NeuralTalk, H-LSTM x1, grow and prune, compact", rival="gp",
                                  compact=True),
+    "nt-hlstm1-compact-output": partial(_captioner, title="NeuralTalk, H-LSTM x1, compact, output projection, too",
+                                        rival="gp", compact=True, output=True),
     "nt-small-lstm": partial(_captioner, title="NeuralTalk, LSTM x1 as small as the compact model", cell="lstm",
                              rival="small-dense"),
     "nt-small-hlstm": partial(_captioner, title="NeuralTalk, H-LSTM x1 as small as the compact model",
                               rival="small-dense"),
 }
-TWICE = tuple(name for name in _CAPTIONERS if name not in ("nt-gru1", "nt-hlstm1-prune"))    # on both corpora
+ONCE = "nt-gru1", "nt-hlstm1-prune", "nt-hlstm1-compact-output"
+TWICE = tuple(name for name in _CAPTIONERS if name not in ONCE)    # on both corpora
 _CAPTIONERS |= {f"nt-hlstm1-{activation}": partial(_captioner, title=f"NeuralTalk, H-LSTM x1, {activation}",
                                                    activation=activation)
                 for activation in ("relu", "leaky_relu", "tanh")}

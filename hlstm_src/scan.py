@@ -5,6 +5,7 @@ It computes what `unroll` in lstm.py says, for both directions at once. What mak
   library packs once for all steps, not anew at each.
 - What waits for no other step is done for a stretch of steps at once: the projections of x, the gradients of weights
   and x.
+- The element-wise work of the gates is one compiled call (gates.py), or a dozen of PyTorch's where numba is missing.
 - Little memory is touched, since fresh memory costs more time than element-wise work: kept for the way back are states,
   gates and hidden layers, from which slopes follow; the rest of a stretch lies where that of the last one lay.
 
@@ -111,6 +112,10 @@ def scan(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], biases: list[Te
     steps = _stretch(T, B, low)
     project, recur = product(ih, D, steps * B, T // steps, first), product(hh, D, B, T)
     layers = [product(w, stacks, B, T, bias) for w, bias in zip(behind, others)]
+    fused = _fused(c, low)
+    if fused:
+        start, together, states, outputs = (s.numpy() for s in (
+            c.reshape(-1, H), results[2].view(T, -1, 4, H), results[1].view(T, -1, H), results[0].view(T, -1, H)))
     c = c.view(B, D, H)
     for t, now in enumerate(gates):
         if t % steps == 0:
@@ -119,14 +124,53 @@ def scan(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], biases: list[Te
         for j, layer in enumerate(layers):
             a = IN_PLACE[activation](hidden[j][t].copy_(z) if j else z)
             z = layer(a * noise[j][t] if noise else a)
-        z = z.view(B, D, 4, H).to(c.dtype)
-        i, f, g, o = now.unbind(2)
-        torch.sigmoid(z, out=now)
-        torch.tanh(z[:, :, 2], out=g)
-        c = torch.mul(f, c, out=cs[t]).addcmul_(i, g)
-        h = hs[t]
-        torch.mul(o, c.tanh(), out=h.view(B, D, H))
+        if fused:
+            fused.forward(_numpy(z.view(-1, 4, H)), t, start, together, states, outputs)
+        else:
+            _forward(z.view(B, D, 4, H).to(c.dtype), c, now, cs[t], hs[t].view(B, D, H))
+        c, h = cs[t], hs[t]
     return results
+
+
+def _forward(z: Tensor, c: Tensor, gates: Tensor, c_after: Tensor, h: Tensor) -> None:
+    """The gates of a step: z (B, D, 4, H) and c before (B, D, H) -> gates (B, D, 4, H), c and h after (B, D, H)."""
+    i, f, g, o = gates.unbind(2)
+    torch.sigmoid(z, out=gates)
+    torch.tanh(z[:, :, 2], out=g)
+    torch.mul(f, c, out=c_after).addcmul_(i, g)
+    torch.mul(o, c_after.tanh(), out=h)
+
+
+def _backward(dh: Tensor, dc: Tensor, gates: Tensor, c: Tensor, before: Tensor, d: Tensor) -> None:
+    """The way back of `_forward`, from c after and before: dh and dc (B, D, H) -> d (B, D, 4, H), that of z; dc becomes
+    that of c before."""
+    i, f, g, o = gates.unbind(2)
+    values, tanh_c = torch.empty_like(gates), c.tanh()             # gradients behind the gates' activations
+    di, df, dg, do = values.unbind(2)
+    dc += aten.tanh_backward(dh * o, tanh_c)
+    torch.mul(dc, g, out=di)
+    torch.mul(dc, before, out=df)
+    torch.mul(dc, i, out=dg)
+    torch.mul(dh, tanh_c, out=do)
+    dc *= f
+    aten.sigmoid_backward.grad_input(values, gates, grad_input=d)
+    aten.tanh_backward.grad_input(dg, g, grad_input=d[:, :, 2])
+
+
+def _fused(c: Tensor, low: torch.dtype):
+    """The compiled element-wise work (gates.py), where it can be had: float32 states on a CPU, and numba."""
+    if c.dtype != torch.float32 or c.device.type != "cpu" or low not in (torch.float32, torch.bfloat16):
+        return None
+    try:
+        from . import gates
+    except ImportError:
+        return None
+    return gates
+
+
+def _numpy(s: Tensor):
+    """s as an array; bfloat16, which NumPy does not know, as its bits."""
+    return (s.view(torch.uint16) if s.dtype == torch.bfloat16 else s).numpy()
 
 
 @scan.register_fake
@@ -163,10 +207,12 @@ def scan_backward(dhs: Tensor | None, dcs: Tensor | None, x: Tensor, h: Tensor, 
     results = dx, dh, dc, dweights, dbiases = _totals(dhs, dcs, x, h, c, weights, biases, with_dx)
     ds = [hidden.new_empty(steps, B, len(w)) for w in weights[1:]]          # of a stretch: hidden layers, and gates
     dhidden, dgates = [d.unbind(0) for d in ds[:-1]], ds[-1].view(steps, B, D, 4, H).unbind(0)
-    values = c.new_empty(B, D, 4, H)                               # gradients behind the gates' activations
-    di, df, dg, do = values.unbind(2)
     dh, dc = dh.view(B, D, H), dc.view(B, D, H)
     c_at, gates_at, hidden_at = _by_step(cs, gates, hidden, B, D, H)
+    fused = _fused(c, low)
+    if fused:
+        running = [s.view(-1, H).numpy() for s in (dh, dc)]
+        first, together, states = (s.numpy() for s in (c.reshape(-1, H), gates.view(T, -1, 4, H), cs.view(T, -1, H)))
     for start in reversed(range(0, T, steps)):
         span = range(start, min(T, start + steps))
         for t in reversed(span):
@@ -174,17 +220,11 @@ def scan_backward(dhs: Tensor | None, dcs: Tensor | None, x: Tensor, h: Tensor, 
                 dh += dhs[t].view(B, D, H)
             if dcs is not None:
                 dc += dcs[t].view(B, D, H)
-            i, f, g, o = gates_at[t].unbind(2)
-            tanh_c = c_at[t].tanh()
-            dc += aten.tanh_backward(dh * o, tanh_c)
-            torch.mul(dc, g, out=di)
-            torch.mul(dc, c_at[t - 1] if t else c.view(B, D, H), out=df)
-            torch.mul(dc, i, out=dg)
-            torch.mul(dh, tanh_c, out=do)
-            dc *= f
             d = dgates[t - start]
-            aten.sigmoid_backward.grad_input(values, gates_at[t], grad_input=d)
-            aten.tanh_backward.grad_input(dg, g, grad_input=d[:, :, 2])
+            if fused:
+                fused.backward(*running, t, first, together, states, _numpy(d.view(-1, 4, H)))
+            else:
+                _backward(dh, dc, gates_at[t], c_at[t], c_at[t - 1] if t else c.view(B, D, H), d)
             d = d.view(B, -1)
             for j in reversed(range(len(layers))):
                 d = layers[j](d)

@@ -21,13 +21,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, broadcast_object_list
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from .errors import UserError
 from .growprune import Gradients
 from .masks import ConnectionMasks, load_tensors, save_tensors
-from .schedule import Dense, GrowPruneSchedule
+from .schedule import Dense, Event, GrowPruneSchedule
 
 
 class TrainingError(UserError):
@@ -47,6 +47,10 @@ class Settings:
     clip: float = 5.0
     warmup: float = 0.1            # share of a stretch in which the learning rate rises
     retrain_lr: float = 0.5        # peak when retraining after pruning, as a share of `lr`
+    decay: float | None = None     # instead of the cycle: the rate falls by this factor every `decay_epochs` epochs
+    decay_epochs: int = 6
+    patience: int | None = None    # dense training ends when so many epochs brought nothing better, and the weights of
+                                   # the best epoch come back; None: every epoch is trained and the last one counts
     precision: str = "bf16"        # of the matrix products; "fp32" for none lower
     fused: bool = False            # AdamW in one pass: other rounding, less time, above all with masks: at exact zeros
                                    # the square roots of the plain one are slow
@@ -92,7 +96,11 @@ class Trainer:
         self.prepared = self.accelerator.prepare(model)
         if masks is not None and self.accelerator.num_processes > 1:    # the first process's, should they differ
             masks.load_state_dict(broadcast({k: t.to(self.accelerator.device) for k, t in masks.state_dict().items()}))
+        if settings.patience is not None and type(schedule) is not Dense:
+            raise ValueError("patience ends dense training early; schedules that prune have an end of their own")
         self.gradients = Gradients(schedule.absolute)
+        self.best: tuple[float, int] | None = None                 # best validation score so far, and its epoch
+        self.good: dict[str, Tensor] = {}                          # the weights that had it, kept for `patience`
         self.epoch = self.batch = self.step = 0
         self.lr = self.loss_sum = self.seconds = self.epoch_seconds = 0.0
         self.history: list[dict] = []
@@ -131,6 +139,8 @@ class Trainer:
         self.history.append({"epoch": self.epoch, "phase": self.schedule.phase, "loss": self.loss_sum / len(batches),
                              "lr": self.lr, "seconds": self.epoch_seconds, "scores": scores, **self._densities()})
         event = self.schedule.end_epoch(self.masks, self.gradients, scores[self.task.metric])
+        if self.settings.patience is not None:
+            event = self._be_patient(scores[self.task.metric])
         if event is not None:
             self.phases.append(asdict(event) | {"epoch": self.epoch, "scores": scores})
         self.seconds += self.epoch_seconds
@@ -139,6 +149,18 @@ class Trainer:
             self.after_epoch(self)
         self.epoch, self.batch, self.loss_sum, self.epoch_seconds = self.epoch + 1, 0, 0.0, 0.0
         self._save()
+
+    def _be_patient(self, score: float) -> Event | None:
+        """Keeps the best weights; at the end of patience, or of the epochs, they come back."""
+        if self.best is None or (score < self.best[0] if self.task.lower_is_better else score > self.best[0]):
+            self.best = score, self.epoch
+            self.good = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
+        if not self.schedule.done and self.epoch - self.best[1] < self.settings.patience:
+            return None
+        self.schedule.done = True
+        self.model.load_state_dict(self.good)
+        live = sum(p.numel() for p in self.parameters)
+        return Event("dense", 1.0, live, note=f"ended; weights of epoch {self.best[1] + 1} came back")
 
     def _share(self, batches: list) -> list:
         """This process's part of an epoch's batches, as many for each; a rest that cannot be shared out is left."""
@@ -195,6 +217,8 @@ class Trainer:
     def _learning_rate(self, position: float) -> float:
         retraining = self.schedule.phase in ("prune", "final")
         peak = self.settings.lr * (self.settings.retrain_lr if retraining else 1)
+        if self.settings.decay is not None:
+            return peak * self.settings.decay ** (self.schedule.at // self.settings.decay_epochs)
         return learning_rate(peak, position, self.settings.warmup)
 
     def _densities(self) -> dict:
@@ -219,12 +243,13 @@ class Trainer:
         if self.checkpoint is None or not self.accelerator.is_main_process:
             return
         schedule, good = self.schedule.state_dict()
-        groups = {"model": self.model.state_dict(), "gradients": self.gradients.sums, "good": good,
+        groups = {"model": self.model.state_dict(), "gradients": self.gradients.sums, "good": good, "best": self.good,
                   "masks": self.masks.state_dict() if self.masks else {}}
         for k, p in enumerate(self.parameters):
             groups[f"optimiser.{k}"] = self.optimiser.state.get(p, {})
         tensors = {f"{group}/{name}": t for group, part in groups.items() for name, t in part.items()}
-        plain = ("epoch", "batch", "step", "lr", "loss_sum", "seconds", "epoch_seconds", "history", "phases", "key")
+        plain = ("epoch", "batch", "step", "lr", "loss_sum", "seconds", "epoch_seconds", "history", "phases", "best",
+                 "key")
         save_tensors(self.checkpoint, tensors, {"schedule": schedule} | {name: getattr(self, name) for name in plain})
 
     def _resume(self) -> None:
@@ -249,6 +274,7 @@ class Trainer:
         if self.masks is not None:
             self.masks.load_state_dict(part("masks"))
         self.schedule.load_state_dict(state.pop("schedule"), part("good"))
+        self.good = part("best")
         self.__dict__.update(state)
 
     def _stop(self) -> None:

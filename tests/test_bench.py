@@ -82,6 +82,13 @@ def test_the_layers_bench_compares_equal_shapes_by_their_work():
     assert len(bench.ratios(rows, "nn.LSTM", work).splitlines()) == len(bench.memory_table(memory).splitlines()) == 7
 
 
+def test_cases_are_chosen_by_a_part_of_their_names():
+    rows, _, _ = bench.layer([(3, 2, 4), (2, 1, 3)], n_threads=[1], rounds=1, only="H4 bf16")
+    assert {row.case for row in rows} == {"T3 B2 H4 bf16"}
+    with pytest.raises(ValueError, match="no case has 'H5'.*such as 'T2 B1 H3 bf16'"):
+        bench.layer([(3, 2, 4), (2, 1, 3)], n_threads=[1], rounds=1, only="H5")
+
+
 def test_without_a_compiler_the_compiled_step_is_left_out(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.warns(UserWarning, match="no C.. compiler.*CXX"):

@@ -169,7 +169,7 @@ def test_the_compact_models_are_at_least_as_small_as_the_papers_and_alike(profil
     with torch.device("meta"):
         made = {name: (recipe, NeuralTalk(300, 1280, **recipe.model)) for name, recipe in recipes.items()}
     cells = {name: count(model, include="rnn.", weights_only=True).params for name, (_, model) in made.items()}
-    most = cells["nt-lstm3"] / 38.7
+    most = cells["nt-lstm3"] / 45.5                                 # the paper's factor of FLOPs
     for name, (recipe, _) in made.items():
         if "density" in recipe.schedule:
             live = recipe.schedule["density"] * cells[name]
@@ -177,11 +177,21 @@ def test_the_compact_models_are_at_least_as_small_as_the_papers_and_alike(profil
             assert live <= most if compact else live > 2 * most
             assert live > 0.99 * most
         if "small" in name:
-            assert abs(cells[name] / most - 1) < 0.05
+            assert abs(cells[name] / most - 1) < 0.08           # a narrow cell grows in large steps
     assert cells["nt-lstm1"] * 3 == cells["nt-lstm3"] and cells["nt-hlstm1"] * 2 == cells["nt-lstm3"]
 
 
-def test_at_the_desk_the_compact_cell_has_at_most_163_thousand_live_weights():
+def test_the_paper_profile_trains_as_the_paper_did():
+    for name in NAMES:
+        recipe = experiments.recipe(name, "paper")
+        how, sparse = recipe.settings, "rival" in recipe.schedule
+        assert (how.lr, how.decay, how.decay_epochs, how.weight_decay) == (3e-4, 0.8, 6, 0)
+        assert (how.patience is None) == sparse and recipe.schedule["epochs"] == 90
+        assert recipe.model["dropout"] == 0.5 and recipe.task["batch"] == 64
+    assert experiments.recipe("nt-hlstm1", "desk").settings.weight_decay > 0
+
+
+def test_at_the_desk_the_compact_cell_meets_the_papers_factors_of_parameters_and_flops():
     recipe = experiments.recipe("nt-hlstm1-compact", "desk")
     density, schedule = rivals.rival(**{"name" if k == "rival" else k: v for k, v in recipe.schedule.items()})
     with torch.device("meta"):
@@ -189,7 +199,7 @@ def test_at_the_desk_the_compact_cell_has_at_most_163_thousand_live_weights():
     matrices = [p for name, p in model.named_parameters() if name.startswith("rnn.weight")]
     assert [p.shape for p in matrices] == [(2048, 512)] * 3
     live = sum(experiments.live_count(p.shape, schedule.density) for p in matrices)
-    assert 162_500 < live <= 6 * 2 ** 20 / 38.7
+    assert 138_000 < live <= 6 * 2 ** 20 / 45.5
 
 
 @pytest.mark.parametrize("profile", ["smoke", "laptop", "desk", "paper"])

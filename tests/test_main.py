@@ -157,7 +157,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(call, corpus, r
 
 
 def test_doctor_tells_what_is_there_and_what_is_not(call, monkeypatch, tmp_path):
-    for folder in (profiles.MINI_SPEECH, "data/an4"):
+    for folder in (profiles.MINI_SPEECH, profiles.MINI_SCENES, "data/an4", "data/ucm", "data/flowers"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "corpus.json").touch()
     monkeypatch.setattr(profiles, "ROOT", tmp_path)
@@ -170,9 +170,16 @@ def test_doctor_tells_what_is_there_and_what_is_not(call, monkeypatch, tmp_path)
     code, out, _ = call("doctor")
     assert code == 0 and "absent   corpus data/an4: `python -m data_prep.an4 --out data/an4`" in out
 
-    (tmp_path / profiles.MINI_SPEECH / "corpus.json").unlink()
+    (tmp_path / "data/ucm/corpus.json").unlink()
     code, out, _ = call("doctor")
-    assert code == 1 and f"absent   corpus {profiles.MINI_SPEECH}: it comes with the code" in out
+    assert code == 0 and "absent   corpus data/ucm: `python -m data_prep.karpathy --out data/ucm`" in out
+
+    for mini in (profiles.MINI_SPEECH, profiles.MINI_SCENES):
+        about = tmp_path / mini / "corpus.json"
+        about.rename(tmp_path / "aside")
+        code, out, _ = call("doctor")
+        assert code == 1 and f"absent   corpus {mini}: it comes with the code" in out
+        (tmp_path / "aside").rename(about)
 
     real = command.importlib.util.find_spec
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None if name == "jiwer" else real(name))

@@ -269,6 +269,48 @@ def test_each_stretch_has_its_own_cycle_and_retraining_half_the_peak(corpus):
     assert [row["lr"] for row in made.history] == [rates[k] for k in (2, 5, 8, 11, 14, 17)]
 
 
+SCORES = [50.0, 40.0, 45.0, 41.0, 40.0, 30.0]      # better in epochs 2 and 6
+
+
+def patient(corpus, patience, checkpoint=None, seen=None):
+    """A dense run of at most six epochs with validation scores `SCORES`; `seen` gets the weights of each epoch."""
+    made = trainer(corpus, Dense(epochs=6), checkpoint, patience=patience)
+    made.task.evaluate = lambda model, device: (
+        seen is not None and seen.append({n: t.clone() for n, t in model.state_dict().items()}),
+        {"wer": SCORES[made.epoch]})[1]
+    return made
+
+
+@pytest.mark.parametrize("patience, epochs, best", [(1, 3, 1), (2, 4, 1), (3, 5, 1), (4, 6, 5)])
+def test_patience_ends_a_run_and_brings_the_best_weights_back(corpus, patience, epochs, best):
+    seen = []
+    made = patient(corpus, patience, seen=seen)
+    made.train()
+    assert len(made.history) == epochs and made.schedule.done
+    assert all(torch.equal(t, seen[best][name]) for name, t in made.model.state_dict().items())
+    assert [(row["epoch"], row["kept"]) for row in made.phases] == [(epochs - 1, True)]
+    assert f"epoch {best + 1} " in made.phases[0]["note"]
+
+
+def test_a_patient_run_killed_again_and_again_ends_with_the_same_bits(corpus, tmp_path):
+    alone = patient(corpus, 2)
+    alone.train()
+    resumed, kills = interrupted_run(lambda: patient(corpus, 2, tmp_path / "run.checkpoint"), every=2)
+    assert kills > 2
+    assert_same(result(resumed), result(alone))
+
+
+def test_patience_is_for_dense_runs(corpus):
+    with pytest.raises(ValueError, match="patience ends dense training"):
+        trainer(corpus, grow_and_prune(), patience=2)
+
+
+def test_the_rate_can_fall_in_steps_instead_of_a_cycle(corpus):
+    made, rates = trainer(corpus, Dense(epochs=5), decay=0.5, decay_epochs=2, lr=8e-3), []
+    after_each_step(made, lambda made: rates.append(made.optimiser.param_groups[0]["lr"])).train()
+    assert rates == [rate for rate in (8e-3, 8e-3, 4e-3, 4e-3, 2e-3) for _ in range(3)]
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_ends_the_run_before_it_spoils_a_weight(corpus, value):
     made = trainer(corpus, dense())

@@ -15,9 +15,10 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from ..gates import OPTIONS, exp
+
 CSR, GATHER, SLOTS = 0, 1, 2
 LANES = 16
-OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "boundscheck": False}
 F32, I8, I16, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 V = ir.VectorType(F32, LANES)
 
@@ -203,53 +204,23 @@ def aligned_rows(n, width):
     return room[start:start + n * width].reshape(n, width)
 
 
-@intrinsic
-def _bits(typing, value):
-    """float32 -> int32 with the same bits, and the other way round."""
-    to, of = (types.int32, I32) if value == types.float32 else (types.float32, F32)
-
-    def emit(context, b, signature, args):
-        return b.bitcast(args[0], of)
-    return to(value), emit
-
-
-@njit(inline="always", **OPTIONS)
-def _exp(x):
-    """exp(x) to 1e-7 of its value for |x| < 87, in operations that LLVM can do for 16 values at once.
-
-    x = n ln 2 + r with |r| <= ln 2 / 2: 2^n by putting n into the exponent's bits, exp(r) by its series.
-    """
-    x = min(max(x, np.float32(-87)), np.float32(87))
-    shifted = x * np.float32(1.44269504) + np.float32(12582912)    # 1.5 * 2^23: the low bits are round(x / ln 2)
-    n = shifted - np.float32(12582912)
-    r = x - n * np.float32(0.693145752) - n * np.float32(1.42860677e-6)          # ln 2 in two parts
-    p = np.float32(1 / 5040) * r + np.float32(1 / 720)
-    p = p * r + np.float32(1 / 120)
-    p = p * r + np.float32(1 / 24)
-    p = p * r + np.float32(1 / 6)
-    p = p * r + np.float32(0.5)
-    p = p * r + np.float32(1)
-    p = p * r + np.float32(1)
-    return p * _bits(np.int32((_bits(shifted) << 23) + 1065353216))
-
-
 @njit(**OPTIONS)
 def sigmoid_(y, n):
     """The first n entries of y through the sigmoid, in place."""
     for j in range(n):
-        y[j] = np.float32(1) / (np.float32(1) + _exp(-y[j]))
+        y[j] = np.float32(1) / (np.float32(1) + exp(-y[j]))
 
 
 @njit(**OPTIONS)
 def tanh_(y, n):
     for j in range(n):
-        y[j] = np.float32(1) - np.float32(2) / (np.float32(1) + _exp(y[j] + y[j]))
+        y[j] = np.float32(1) - np.float32(2) / (np.float32(1) + exp(y[j] + y[j]))
 
 
 @njit(**OPTIONS)
 def elu_(y, n):
     for j in range(n):
-        y[j] = y[j] if y[j] > 0 else _exp(y[j]) - np.float32(1)
+        y[j] = y[j] if y[j] > 0 else exp(y[j]) - np.float32(1)
 
 
 @njit(**OPTIONS)
