@@ -1,0 +1,140 @@
+"""Tables of the captioners: every cell a record's or the paper's, and no verdict that the records do not give."""
+
+import pytest
+
+from hlstm_src import caption_tables as ct
+from hlstm_src import experiments, paper, rivals, tables
+from tests.recorded import cell, make
+
+DESK, LAPTOP = "recorded (desk)", "this run (laptop)"
+WEIGHTS = {"nt-lstm3": 4_550_000, "nt-hlstm1-gp": 400_000, "nt-hlstm1-compact": 100_000}      # live, of the cell
+
+
+def captions(experiment, profile="desk", seed=0, cider=300.0, live=None, **scores):
+    scores = {"cider": cider, "cider_beam2": cider + 10, "bleu4": 30.0, "bleu4_beam2": 31.0, "perplexity": 2.5} | scores
+    live = WEIGHTS.get(experiment.removesuffix("-flowers"), 1000) if live is None else live
+    return make(experiment, profile, seed, live=live, scores=scores)
+
+
+def three(cider, **others):
+    """Seeds of the three experiments that the claims are about; `cider` by experiment, a number a seed."""
+    return [captions(name, seed=seed, cider=value, **others)
+            for name, values in cider.items() for seed, value in enumerate(values)]
+
+
+def verdicts(root, **options):
+    return {row.partition(":")[0]: cells for row, cells in ct.tab_neuraltalk_claims(root, **options).rows}
+
+
+def test_every_row_names_an_experiment_of_the_catalogue():
+    for suffix in ct.CORPORA:
+        for table in (ct.tab_neuraltalk_cells, ct.tab_neuraltalk_training, ct.tab_neuraltalk_models):
+            note = next(n for n in table("desk", "/nowhere", suffix).notes if "no record yet" in n)
+            assert set(note.rpartition(": ")[2].split(", ")) <= set(experiments.CATALOGUE)
+    notes = ct.tab_neuraltalk_rivals("desk", "/nowhere").notes + ct.tab_activations("desk", {}, "/nowhere").notes
+    for note in notes:
+        if "no record yet" in note:
+            assert set(note.rpartition(": ")[2].split(", ")) <= set(experiments.CATALOGUE)
+    assert set(ct.RIVALS) == set(rivals.RIVALS) - {"dense", "small-dense", "gp"}
+
+
+def test_a_beam_has_its_own_scores_and_lacks_what_was_not_scored():
+    record = captions("nt-lstm1", rouge_l=50.0)
+    assert ct.at_beam(1)(record).scores == record.scores | {"beam": 1}
+    wide = ct.at_beam(2)(record).scores
+    assert (wide["cider"], wide["bleu4"], wide["rouge_l"]) == (310.0, 31.0, 50.0)
+    assert "cider" not in ct.at_beam(3)(record).scores and record.scores["cider"] == 300.0
+
+
+def test_cells_are_those_of_records_and_of_the_paper(store):
+    root = store(*(captions("nt-lstm3", seed=k, cider=c) for k, c in enumerate((300.0, 306.0))),
+                 captions("nt-hlstm1", "laptop", cider=120.0))
+    table = ct.tab_neuraltalk_cells("laptop", root)
+    assert cell(table, "LSTM x3", DESK, "CIDEr, beam 1") == "303.0 (300.0-306.0), n=2"
+    assert cell(table, "LSTM x3", DESK, "CIDEr, beam 2") == "313.0 (310.0-316.0), n=2"
+    assert cell(table, "LSTM x3", DESK, "CIDEr, beam 5") == tables.MISSING
+    assert cell(table, "LSTM x3", DESK, "perplexity") == "2.50 (2.50-2.50), n=2"
+    assert cell(table, "LSTM x3", "paper", "CIDEr, beam 2") == str(paper.claim("neuraltalk.cider_lstm_x3"))
+    assert cell(table, "H-LSTM x1", LAPTOP, "CIDEr, beam 1") == "120.0, one seed"
+    assert (LAPTOP, "BLEU-4") not in table.columns and (DESK, "BLEU-4") in table.columns
+    assert any("MSCOCO" in note for note in table.notes) and any("mini corpus" in note for note in table.notes)
+
+
+def test_compression_is_against_the_lstm_of_three_layers(store):
+    table = ct.tab_neuraltalk_training("laptop", store(captions("nt-lstm3"), captions("nt-hlstm1-compact")))
+    assert cell(table, "H-LSTM, grow and prune: compact", DESK, "compression") == "45.5x"
+    assert cell(table, "LSTM x1, dense, as small as compact", DESK, "CIDEr") == tables.MISSING
+    assert any("no record yet in the profile desk" in note and "nt-small-lstm" in note for note in table.notes)
+
+
+def test_fast_is_the_accurate_model_at_beam_one(store):
+    speeds = {("desk", "nt-hlstm1-gp", 1): 50.0, ("desk", "nt-hlstm1-gp", 2): 80.0}
+    table = ct.tab_neuraltalk_models("laptop", store(captions("nt-hlstm1-gp")), speeds=speeds)
+    accurate, fast = (next(name for name, _ in table.rows if name.startswith(which)) for which in ("accurate", "fast"))
+    assert [cell(table, row, DESK, "CIDEr") for row in (accurate, fast)] == ["310.0, one seed", "300.0, one seed"]
+    assert [cell(table, row, DESK, "µs a word") for row in (accurate, fast)] == ["80", "50"]
+    assert cell(table, fast, DESK, "cell weights") == cell(table, accurate, DESK, "cell weights") == "400 K"
+
+
+def test_flowers_stand_alone(store):
+    root = store(captions("nt-lstm3-flowers", cider=80.0), captions("nt-lstm3", cider=300.0))
+    for profile in ("laptop", "desk"):
+        table = ct.tab_neuraltalk_cells(profile, root, "-flowers")
+        groups = {group for group, _ in table.columns}
+        assert groups == ({DESK} if profile == "laptop" else {"recorded (desk), this run"})
+        assert cell(table, "LSTM x3", groups.pop(), "CIDEr, beam 1") == "80.0, one seed"
+        assert "GRU x1" not in dict(table.rows) and "Flowers" in table.caption
+
+
+def test_activations_show_the_zeros_that_were_measured_or_recorded(store):
+    root = store(captions("nt-hlstm1-relu"), captions("nt-hlstm1-relu", seed=1), captions("nt-hlstm1-tanh"))
+    zeros = {("desk", "nt-hlstm1-relu", 0): 0.4, ("desk", "nt-hlstm1-relu", 1): 0.6}
+    table = ct.tab_activations("laptop", zeros, root)
+    assert cell(table, "ReLU", DESK, "zero units") == "50.0 % (40.0 %-60.0 %), n=2"
+    assert cell(table, "tanh", DESK, "zero units") == tables.MISSING
+
+
+def test_without_records_nothing_is_judged(store):
+    for root in (store(), store(captions("nt-hlstm1-compact"), captions("nt-hlstm1-gp"))):
+        for cells in verdicts(root).values():
+            assert cells[-1] == "not recorded yet"
+
+
+SEEDS = {"nt-lstm3": (300.0, 302.0), "nt-hlstm1-gp": (310.0, 312.0), "nt-hlstm1-compact": (303.0, 305.0)}
+FEWER, FLOPS, TIME, GAIN = ("fewer parameters than the baseline", "fewer FLOPs than the baseline",
+                            "lower run-time latency", "higher CIDEr")
+
+
+def test_what_reaches_its_figure_is_met(store):
+    speeds = {("desk", "nt-lstm3", 1): 100.0, ("desk", "nt-hlstm1-gp", 1): 20.0}
+    found = verdicts(store(*three(SEEDS)), speeds=speeds)
+    assert {row: cells[-1] for row, cells in found.items()} == dict.fromkeys((FEWER, FLOPS, TIME, GAIN), "met")
+    assert found[FEWER][1:4] == ["45.5x", "+3.0", "2 against 2"] and found[TIME][1] == "5.0x"
+    assert found[GAIN][1] == "+10.0 points"
+
+
+def test_what_was_not_timed_is_not_judged(store):
+    assert verdicts(store(*three(SEEDS)))[TIME][-1] == "not measured yet"
+
+
+@pytest.mark.parametrize("compact, verdict", [
+    ((290.0, 299.0), "not met: CIDEr is lower"),
+    ((301.5, 305.0), "met in the mean; in CIDEr the seeds overlap"),
+    ((304.0,), "met, by one seed"),
+])
+def test_a_small_network_that_captions_worse_meets_nothing(store, compact, verdict):
+    found = verdicts(store(*three(SEEDS | {"nt-hlstm1-compact": compact})))
+    assert found[FEWER][-1] == found[FLOPS][-1] == verdict
+
+
+def test_what_falls_short_is_not_met(store):
+    runs = three(SEEDS | {"nt-hlstm1-gp": (301.0, 304.0)})
+    large = [captions("nt-hlstm1-compact", seed=k, cider=400.0, live=115_000) for k in (0, 1)]     # 39.6 times fewer
+    found = verdicts(store(*runs, *large))
+    assert (found[FEWER][-1], found[FLOPS][-1], found[GAIN][-1]) == ("met", "not met", "not met")
+
+
+def test_claims_are_judged_by_figures_of_the_abstract_alone():
+    for row, _ in ct.tab_neuraltalk_claims("/nowhere").rows:
+        assert any(figure.source == "abstract" and row.startswith(f"{figure.note}: {figure.text()}")
+                   for figure in paper.claims().values())
