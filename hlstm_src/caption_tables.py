@@ -1,12 +1,12 @@
 """Tables of the captioners, from records as in `tables.py`, and what came of the paper's captioning claims.
 
 A record scores greedy captions and, as `cider_beam2` and so on, those of wider beams. Recorded runs were made on two
-corpora; `suffix` chooses: "" for UCM-Captions, "-flowers" for Flowers-captions. `speeds` holds measured times,
-`(profile, experiment, beam) -> microseconds a word`.
+corpora; `suffix` chooses: "" for UCM-Captions, "-flowers" for Flowers-captions.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +21,7 @@ CORPORA = {"": "UCM-Captions", "-flowers": "Flowers-captions"}
 BASELINE, ACCURATE, COMPACT = "nt-lstm3", "nt-hlstm1-gp", "nt-hlstm1-compact"
 BEAM = 2                               # the paper's, where it does not say otherwise
 RIVALS = ("one-shot", "prune-only", "gradual", "imp", "set", "rigl", "gp-no-growth", "gp-random")
-Speeds = Mapping[tuple[str, str, int], float]
+ENGINES = ("torch, with all weights", "engine, all weights", "engine")     # those that say what the model says
 
 
 def at_beam(beam: int) -> Callable[[RunRecord], RunRecord]:
@@ -48,15 +48,28 @@ FLOPS = Column("FLOPs a word", "flops", lambda record, _: record.counts.cell.non
 CIDER, PERPLEXITY = _score("CIDEr", "cider", "cider"), _score("perplexity", "perplexity")
 
 
-def _time(speeds: Speeds | None) -> list[Column]:
-    """Measured time of a word, where there is one."""
-    found = speeds or {}
-    return [Column("µs a word", "", lambda record, _: found.get(_case(record)), lambda value: f"{value:.0f}",
-                   main=False)] if found else []
+def speeds(root: str | Path | None = None, profile: str = RECORDED) -> dict[tuple[str, str, int], float]:
+    """(profile, experiment, beam) -> microseconds a word, pictures one by one on one thread, on the quickest engine.
+
+    From `bench captions --json results/<profile>/captions-<experiment>.json`, where there are such files.
+    """
+    found = {}
+    for path in sorted(records.folder(profile, root).glob("captions-*.json")):
+        data = json.loads(path.read_text(encoding="utf-8"))
+        words = {(row["case"], row["engine"]): row["words"] for row in data["words"]}
+        for row in data["latency"]:
+            if row["engine"] in ENGINES:
+                key = profile, path.stem.removeprefix("captions-"), int(row["case"].rpartition(" ")[2])
+                time = row["microseconds"] / words[row["case"], row["engine"]]
+                found[key] = min(time, found.get(key, time))
+    return found
 
 
-def _case(record: RunRecord) -> tuple[str, str, int]:
-    return record.profile, record.experiment, int(record.scores.get("beam", 1))
+def _time(root: str | Path | None) -> list[Column]:
+    """The column of measured times, where any were recorded."""
+    found = speeds(root)
+    return [Column("µs a word", "", lambda r, _: found.get((r.profile, r.experiment, int(r.scores.get("beam", 1)))),
+                   lambda value: f"{value:.0f}", main=False)] if found else []
 
 
 def _made(name: str, caption: str, rows: list[tuple], columns: list[Column], profile: str, root: str | Path | None,
@@ -75,8 +88,7 @@ def _made(name: str, caption: str, rows: list[tuple], columns: list[Column], pro
     return table
 
 
-def tab_neuraltalk_cells(profile: str, root: str | Path | None = None, suffix: str = "",
-                         speeds: Speeds | None = None) -> Table:
+def tab_neuraltalk_cells(profile: str, root: str | Path | None = None, suffix: str = "") -> Table:
     """The dense cells (`tab-neuraltalk-cells`): weights, scores by beam, perplexity, time of a word at beam 1."""
     rows = [(f"LSTM x{n}", f"lstm_x{n}", f"nt-lstm{n}") for n in (1, 2, 3)]
     rows += [] if suffix else [("GRU x1", None, "nt-gru1")]
@@ -86,7 +98,7 @@ def tab_neuraltalk_cells(profile: str, root: str | Path | None = None, suffix: s
                for k in BEAMS[1:])]
     others = [_score("BLEU-4", "bleu4", main=False), _score("METEOR", "meteor", main=False), PERPLEXITY]
     return _made("tab-neuraltalk-cells", "Dense captioners", rows,
-                 [SIZE, *beams, *others, *_time(speeds)], profile, root, suffix)
+                 [SIZE, *beams, *others, *_time(root)], profile, root, suffix)
 
 
 def tab_neuraltalk_training(profile: str, root: str | Path | None = None, suffix: str = "") -> Table:
@@ -113,14 +125,13 @@ def tab_neuraltalk_rivals(profile: str, root: str | Path | None = None) -> Table
     return table
 
 
-def tab_neuraltalk_models(profile: str, root: str | Path | None = None, suffix: str = "",
-                          speeds: Speeds | None = None) -> Table:
+def tab_neuraltalk_models(profile: str, root: str | Path | None = None, suffix: str = "") -> Table:
     """The three models against the baselines (`tab-neuraltalk-models`): weights, FLOPs, time, CIDEr."""
     rows = [(f"LSTM x{n}, beam {BEAM}", f"lstm_x{n}", f"nt-lstm{n}", at_beam(BEAM)) for n in (3, 2, 1)]
     rows += [(f"accurate: H-LSTM, beam {BEAM}", "accurate", ACCURATE, at_beam(BEAM)),
              ("fast: the same, beam 1", "fast", ACCURATE, at_beam(1)),
              (f"compact: H-LSTM, beam {BEAM}", "compact", COMPACT, at_beam(BEAM))]
-    columns = [SIZE, COMPRESSION, FLOPS, *_time(speeds), CIDER, PERPLEXITY]
+    columns = [SIZE, COMPRESSION, FLOPS, *_time(root), CIDER, PERPLEXITY]
     return _made("tab-neuraltalk-models", "Three captioners, grown and pruned, against LSTMs", rows, columns,
                  profile, root, suffix)
 
@@ -140,15 +151,14 @@ def tab_activations(profile: str, zeros: Mapping[tuple[str, str, int], float],
     return table
 
 
-def tab_neuraltalk_claims(root: str | Path | None = None, speeds: Speeds | None = None,
-                          profile: str = RECORDED) -> Table:
+def tab_neuraltalk_claims(root: str | Path | None = None, profile: str = RECORDED) -> Table:
     """The abstract's captioning claims beside the recorded runs on UCM-Captions, each against our own LSTM x3.
 
     A claim is met where the mean of the seeds reaches its figure. Of a model that is smaller or faster it also takes
     a mean CIDEr no lower than that of the LSTM x3 at the same beam, or any network would do.
     """
     runs = {name: records.find(profile, name, root) for name in (BASELINE, ACCURATE, COMPACT)}
-    times, lines = speeds or {}, []
+    times, lines = speeds(root, profile), []
     for key, model, experiment, beam, of in (
             ("params_fewer", "compact", COMPACT, BEAM, lambda record: record.counts.cell.nonzero_params),
             ("flops_fewer", "compact", COMPACT, BEAM, lambda record: record.counts.cell.nonzero_flops),

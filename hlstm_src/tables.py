@@ -373,5 +373,11 @@ def stamp(profile: str, record: RunRecord | None = None) -> Html:
 
 def report(profile: str, root: str | Path | None = None) -> str:
     """All tables of a profile as text, for the command line."""
-    tables = [tab_ds2_models(profile, root), tab_runs(profile, root=root)]
+    from . import caption_tables as captions  # which is made from this file
+
+    tables = [tab_ds2_models(profile, root), captions.tab_neuraltalk_claims(root)]
+    for suffix in captions.CORPORA:
+        for tab in (captions.tab_neuraltalk_cells, captions.tab_neuraltalk_training, captions.tab_neuraltalk_models):
+            tables.append(tab(profile, root, suffix))
+    tables += [captions.tab_neuraltalk_rivals(profile, root), tab_runs(profile, root=root)]
     return "\n\n".join(table.markdown() for table in tables) + "\n"
