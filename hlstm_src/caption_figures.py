@@ -122,7 +122,7 @@ def captioned(shown: Sequence[Said], across: int = 3) -> Picture:
     """
     if not shown:
         raise ValueError("captioned needs at least one picture")
-    letters, line, side = int(92 / across), 0.165, (WIDTH - 0.2) / across * 0.62
+    letters, line, side = int(92 / across), 0.165, min((WIDTH - 0.2) / across * 0.62, 1.6)
     texts = [[(f"{name}: {text or '(nothing)'}" if name else text or "(nothing)", INK)
               for name, text in each.captions.items()] + [(text, GREY) for text in each.references] for each in shown]
     blocks = [[(part, colour) for text, colour in each for part in textwrap.wrap(text, letters)] for each in texts]

@@ -103,12 +103,10 @@ def tab_neuraltalk_cells(profile: str, root: str | Path | None = None, suffix: s
 
 def tab_neuraltalk_training(profile: str, root: str | Path | None = None, suffix: str = "") -> Table:
     """Ways to a small cell (`tab-neuraltalk-training`): dense, prune only, grow and prune, and small but dense."""
-    rows = [("LSTM x3, dense", "lstm_x3", BASELINE), ("H-LSTM x1, dense", "hlstm_x1", "nt-hlstm1"),
-            *([] if suffix else [("H-LSTM, prune only", None, "nt-hlstm1-prune")]),
-            ("H-LSTM, grow and prune: accurate", "accurate", ACCURATE),
-            ("H-LSTM, grow and prune: compact", "compact", COMPACT),
-            ("LSTM x1, dense, as small as compact", None, "nt-small-lstm"),
-            ("H-LSTM x1, dense, as small as compact", None, "nt-small-hlstm")]
+    rows = [("LSTM x3", "lstm_x3", BASELINE), ("H-LSTM x1", "hlstm_x1", "nt-hlstm1"),
+            *([] if suffix else [("prune only: accurate", None, "nt-hlstm1-prune")]),
+            ("grow and prune: accurate", "accurate", ACCURATE), ("grow and prune: compact", "compact", COMPACT),
+            ("small LSTM, dense", None, "nt-small-lstm"), ("small H-LSTM, dense", None, "nt-small-hlstm")]
     rows = [(*row, at_beam(BEAM)) for row in rows]
     return _made("tab-neuraltalk-training", f"Ways to a small captioner (beam {BEAM})", rows,
                  [SIZE, COMPRESSION, CIDER, PERPLEXITY], profile, root, suffix)
@@ -127,12 +125,11 @@ def tab_neuraltalk_rivals(profile: str, root: str | Path | None = None) -> Table
 
 def tab_neuraltalk_models(profile: str, root: str | Path | None = None, suffix: str = "") -> Table:
     """The three models against the baselines (`tab-neuraltalk-models`): weights, FLOPs, time, CIDEr."""
-    rows = [(f"LSTM x{n}, beam {BEAM}", f"lstm_x{n}", f"nt-lstm{n}", at_beam(BEAM)) for n in (3, 2, 1)]
-    rows += [(f"accurate: H-LSTM, beam {BEAM}", "accurate", ACCURATE, at_beam(BEAM)),
-             ("fast: the same, beam 1", "fast", ACCURATE, at_beam(1)),
-             (f"compact: H-LSTM, beam {BEAM}", "compact", COMPACT, at_beam(BEAM))]
+    rows = [(f"LSTM x{n}", f"lstm_x{n}", f"nt-lstm{n}", at_beam(BEAM)) for n in (3, 2, 1)]
+    rows += [("accurate", "accurate", ACCURATE, at_beam(BEAM)), ("fast", "fast", ACCURATE, at_beam(1)),
+             ("compact", "compact", COMPACT, at_beam(BEAM))]
     columns = [SIZE, COMPRESSION, FLOPS, *_time(root), CIDER, PERPLEXITY]
-    return _made("tab-neuraltalk-models", "Three captioners, grown and pruned, against LSTMs", rows, columns,
+    return _made("tab-neuraltalk-models", f"Three models against LSTMs (beam {BEAM}, fast: beam 1)", rows, columns,
                  profile, root, suffix)
 
 
