@@ -295,7 +295,7 @@ def test_chapters_declare_the_runs_they_ask_for(root):
         assert set(chapter.runs) <= set(experiments.CATALOGUE), chapter.page
         notebook = graph.read_notebook(graph.source(chapter.page, root))
         strings = set(re.findall(r"""["']([a-z0-9][a-z0-9-]+)["']""", "\n".join(graph.code_cells(notebook))))
-        patterns = notebook["metadata"]["hlstm"].get("files", ())
+        patterns = notebook["metadata"].get("hlstm", {}).get("files", ())
         read = {name for name in experiments.CATALOGUE for pattern in patterns
                 if fnmatch(graph.record_of(name, "desk", 0), pattern)}
         assert strings & set(experiments.CATALOGUE) <= set(chapter.runs) | read, chapter.page
