@@ -18,8 +18,6 @@ from .figures import BLUE, GREEN, GREY, VERMILION, WIDTH, Picture, _array, _styl
 from .neuraltalk import NeuralTalk
 from .paper import short
 
-ENOUGH = 8                             # points of the smallest letters
-
 
 @dataclass(frozen=True)
 class Node:
@@ -63,7 +61,8 @@ def beam_tree(nodes: Sequence[Node], best: int, start: str = "start") -> Picture
     """The search as a tree, read from left to right: each word with its probability behind the words before it.
 
     `nodes` in any order in which parents come first; `best` is the number of the node that ends the caption found,
-    whose path is drawn strong. Raises ValueError without nodes.
+    whose path is drawn strong. Letters are as large as a caption of about ten words allows, smaller for longer ones.
+    Raises ValueError without nodes.
     """
     if not nodes:
         raise ValueError("beam_tree needs at least one node")
@@ -74,12 +73,13 @@ def beam_tree(nodes: Sequence[Node], best: int, start: str = "start") -> Picture
     while k is not None:
         path.add(k)
         k = nodes[k].parent
-    size, gap, room = 10.0, 0.3, WIDTH - 0.3
+    room = WIDTH - 0.3
     columns = [_width(start, 1)] + [0.0] * (max(depth) + 1)        # inches a point
     for node, d in zip(nodes, depth):
         columns[d + 1] = max(columns[d + 1], _width(node.word, 1), 0.85 * _width(_chance(node), 1))
-    size = max(ENOUGH, min(size, (room - gap * len(columns)) / sum(columns)))
-    left = np.concatenate([[0], np.cumsum([size * column + gap for column in columns])])
+    columns = [column + 0.03 for column in columns]                # between two words
+    size = min(10.0, room / sum(columns))
+    gap, left = 0.03 * size, size * np.concatenate([[0], np.cumsum(columns)])
     rows = _ranks(nodes)
     top = [row for row, node in zip(rows, nodes) if node.parent is None]
     said = " ".join(nodes[k].word for k in sorted(path, key=depth.__getitem__))
@@ -97,13 +97,13 @@ def beam_tree(nodes: Sequence[Node], best: int, start: str = "start") -> Picture
         ax.plot([end, max(end, x - gap * 0.7), x - 0.05], [y, y, row], color=colour, zorder=1 + (k in path),
                 linewidth=2.2 if k in path else 1.0)
         ax.text(x, row, node.word, va="center", fontsize=size, color=colour, fontweight=weight)
-        ax.text(x, row + 0.2, _chance(node), va="top", fontsize=max(ENOUGH, 0.85 * size), color=colour)
+        ax.text(x, row + 0.2, _chance(node), va="top", fontsize=0.85 * size, color=colour)
     return fig
 
 
 def _chance(node: Node) -> str:
-    """What stands below a word: its probability, and behind the end that of the whole caption."""
-    return f"{node.probability:.0%}" + (f", in all {np.exp(node.total):.2%}" if node.ended else "")
+    """What stands below a word: its probability; below the end: that of the whole caption."""
+    return f"{np.exp(node.total):.2%}" if node.ended else f"{node.probability:.0%}"
 
 
 @dataclass(frozen=True)

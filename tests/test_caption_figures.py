@@ -52,7 +52,13 @@ def test_a_tree_shows_each_word_once_and_no_two_on_each_other(nodes):
     shown = [t for t in texts(picture) if "%" not in t and t != "start"]
     assert sorted(shown) == sorted(node.word for node in nodes)
     assert overlaps(picture) == []
-    assert min(t.get_fontsize() for t in picture.findobj(matplotlib.text.Text) if t.get_text()) >= 8
+
+
+def test_a_tree_of_a_usual_caption_is_legible():
+    words = "a purple triangle is above a yellow star end".split()
+    nodes = [Node(word, k - 1 if k else None, 0.9, -0.1 * k, word == "end") for k, word in enumerate(words)]
+    picture = drawn(cf.beam_tree(nodes, len(nodes) - 1))
+    assert min(t.get_fontsize() for t in picture.axes[0].texts) >= 8
 
 
 def test_the_path_that_won_is_strong_and_its_probability_told():
@@ -60,8 +66,10 @@ def test_the_path_that_won_is_strong_and_its_probability_told():
              Node("star", 0, 0.25, np.log(0.125)), Node("end", 2, 0.8, np.log(0.1), True)]
     picture = drawn(cf.beam_tree(nodes, 3))
     bold = {t.get_text() for t in picture.findobj(matplotlib.text.Text) if t.get_fontweight() == "bold"}
-    assert bold == {"a", "star", "end"} and "80%, in all 10.00%" in texts(picture)
+    assert bold == {"a", "star", "end"} and "10.00%" in texts(picture) and "25%" in texts(picture)
     assert "a star end" in picture.alt
+    heights = {t.get_text(): t.get_position()[1] for t in picture.axes[0].texts}
+    assert heights["a"] < heights["two"] and picture.axes[0].yaxis_inverted()      # the likelier one on top
 
 
 def test_a_tree_of_nothing_is_refused():
