@@ -1,9 +1,10 @@
-"""The command line: `python -m hlstm_src run|evaluate|pack|transcribe|report|bench|doctor`, each with --help."""
+"""The command line: `python -m hlstm_src run|evaluate|pack|transcribe|caption|report|bench|doctor`; all have --help."""
 
 import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,8 @@ from .errors import UserError
 
 TRAINED = Path(__file__).parent.parent / "results/desk/ds2-hlstm-gp/seed0.safetensors"
 RECOGNISER = TRAINED.with_suffix(".compact.safetensors")
+TRAINED_CAPTIONER = TRAINED.parent.parent / "nt-hlstm1-compact/seed0.safetensors"
+CAPTIONER = TRAINED_CAPTIONER.with_suffix(".compact.safetensors")
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Grow and Prune LSTMs: run and read the experiments of the book.")
 benches = typer.Typer(no_args_is_help=True, help="Measure speed: contestants take turns, ratios are printed.")
@@ -68,7 +71,7 @@ def evaluate(model: Annotated[Path, typer.Argument(help="a .safetensors file tha
 def pack(model: Annotated[Path, typer.Argument(help="a .safetensors file that `run` wrote")],
          out: Annotated[Path, typer.Argument(help="the compact file to write")],
          values: Annotated[str, typer.Option(help="fp32, fp16 or int8")] = "fp16"):
-    """Write a trained recogniser as a compact file; print its layouts and what storing it takes."""
+    """Write a trained recogniser or captioner as a compact file; print its layouts and what storing it takes."""
     from . import load_compact
     from .compact import pack as packing
     size = packing.pack(model, out, values)
@@ -87,21 +90,50 @@ def transcribe(files: Annotated[list[Path], typer.Argument(help="sound files of 
                threads: Annotated[int, typer.Option(min=1, max=2, help="2: both directions at once")] = 1,
                json: Annotated[bool, typer.Option("--json", help="a JSON object a line")] = False):
     """Write down what is said in sound files. Exit code 1 if one of them could not be read; the others are done."""
-    from json import dumps
-
-    from . import load_compact
     from .audio import AudioError
-    recogniser, failed = load_compact(model, threads=threads), 0
+    from .compact.recogniser import Recogniser
+    recogniser = _opened(model, Recogniser, threads=threads)
+    _each(files, lambda path: recogniser.transcribe(path, beam=beam), AudioError, "nothing was heard", json)
+
+
+@app.command()
+def caption(files: Annotated[list[Path], typer.Argument(help="pictures of any size")],
+            model: Annotated[Path, typer.Option(help="a captioner's file")] = CAPTIONER,
+            beam: Annotated[int, typer.Option(min=1, help="beginnings that the search keeps; 1: greedy")] = 2,
+            json: Annotated[bool, typer.Option("--json", help="a JSON object a line")] = False):
+    """Say what is on pictures. Exit code 1 if one of them could not be read; the others are done."""
+    from .compact.captioner import Captioner
+    from .compact.pictures import PictureError
+    captioner = _opened(model, Captioner)
+    _each(files, lambda path: captioner.caption(path, beam=beam), PictureError, "nothing was said", json)
+
+
+def _opened(model: Path, wanted: type, **options):
+    """The model in a file, if it is of the kind that is wanted."""
+    from . import load_compact
+    if model == CAPTIONER and not model.exists():
+        raise FileNotFoundError(f"{_short(model)}: no such file; train a captioner with `python -m hlstm_src run "
+                                "nt-hlstm1-compact` and name the .safetensors file beside its record with --model")
+    made = load_compact(model, **options)
+    if not isinstance(made, wanted):
+        raise ValueError(f"{model}: a {type(made).__name__.lower()}, where a {wanted.__name__.lower()} is needed")
+    return made
+
+
+def _each(files: list[Path], use: Callable[[Path], str], unreadable: type[Exception], nothing: str, json: bool) -> None:
+    """Prints the text that `use` makes of each file; ends with exit code 1 if one of them could not be read."""
+    from json import dumps
+    failed = 0
     for k, path in enumerate(files, 1):
         if len(files) > 1 and sys.stderr.isatty():
             print(f"\033[K{k} of {len(files)}  {path}", end="\r", file=sys.stderr)
         try:
-            text, problem = recogniser.transcribe(path, beam=beam), None
-        except AudioError as error:
+            text, problem = use(path), None
+        except unreadable as error:
             text, problem, failed = None, str(error), failed + 1
             print(f"error: {error}", file=sys.stderr)
         if text == "":
-            print(f"{path}: nothing was heard", file=sys.stderr)
+            print(f"{path}: {nothing}", file=sys.stderr)
         if json:
             print(dumps({"file": str(path), "text": text} | ({"error": problem} if problem else {})), flush=True)
         elif text is not None:
@@ -158,11 +190,12 @@ def bench_masks(rounds: Annotated[int, typer.Option(min=1, help="timings of each
 def bench_engine(quick: Annotated[bool, typer.Option(help="tiny layers: is everything there?")] = False,
                  model: Annotated[Path | None, typer.Option(help="a trained recogniser, for its own masks")] = TRAINED,
                  rounds: Annotated[int, typer.Option(min=1, help="timings of each contestant")] = 9,
+                 threads: Annotated[int, typer.Option(min=1, max=2, help="2: two directions on two as well")] = 1,
                  json: JsonOption = None):
     """A step of sparse recurrent layers on our engine, against the best dense engine. One thread, one sequence."""
     from . import bench
     from . import bench_engine as b
-    made, rows, bounds = b.engine(quick, model if model and model.exists() else None, rounds)
+    made, rows, bounds = b.engine(quick, model if model and model.exists() else None, rounds, threads)
     print(b.table(made, rows, bounds))
     if json:
         bench.save(json, "engine", rows, limits={"bytes_per_second": bounds.bandwidth, "macs_per_second": bounds.macs},
@@ -190,6 +223,35 @@ def bench_speech(corpus: Annotated[Path, typer.Option(help="a corpus folder, suc
     print(f"a fresh process writes its first text after {begun:.2f} s and takes {peak:.0f} MB at most")
     if json:
         bench.save(json, "speech", rows, seconds=seconds, start_seconds=begun, peak_mb=peak)
+
+
+@benches.command("captions")
+def bench_captions(corpus: Annotated[Path, typer.Option(help="a corpus folder with features, such as data/ucm")],
+                   model: Annotated[Path, typer.Option(help="a captioner that `run` wrote")] = TRAINED_CAPTIONER,
+                   against: Annotated[list[Path], typer.Option(help="another captioner; may be repeated")] = (),
+                   limit: Annotated[int, typer.Option(min=1, help="pictures of the test split")] = 20,
+                   rounds: Annotated[int, typer.Option(min=1, help="timings of each contestant")] = 5,
+                   json: JsonOption = None):
+    """Whole captions, from a picture's feature to words: the engine against PyTorch; start-up and memory."""
+    from . import bench, bench_captions, experiments
+    opened = experiments.open_corpus(model, corpus)
+    features = opened.features(opened.split("test", limit=limit))
+    timed = bench_captions.captions(model, features, rounds, against=against)
+    for case in dict.fromkeys(row.case for row in timed.rows):
+        rows = [row for row in timed.rows if row.case == case]
+        print(f"{case}, picture by picture, {len(features)} pictures")
+        for row in rows:
+            print(f"  {row.engine:32} {row.microseconds / 1000:8.2f} ms, {1e6 / row.microseconds:7.0f} a second, "
+                  f"{rows[0].microseconds / row.microseconds:6.2f} times as fast as torch; "
+                  f"{timed.words[case, row.engine]:4.1f} words")
+    starts = bench_captions.starts(model, features[0])
+    for name, (begun, peak) in starts.items():
+        print(f"{name}: a fresh process has its first caption after {begun:.2f} s and takes {peak:.0f} MB at most")
+    if json:
+        bench.save(json, "captions", timed.rows, pictures=len(features),
+                   words=[{"case": case, "engine": name, "words": n} for (case, name), n in timed.words.items()],
+                   starts=[{"engine": name, "seconds": begun, "peak_mb": peak}
+                           for name, (begun, peak) in starts.items()])
 
 
 @app.command()

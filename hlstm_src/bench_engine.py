@@ -6,6 +6,7 @@ Time is given for a step. "Best dense" of a case is the quickest float32 engine 
 import copy
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from pathlib import Path
@@ -37,6 +38,7 @@ class Case:
     name: str
     steps: int
     macs: int                                          # of a dense step
+    threads: int = 1
     dense: list[str] = field(default_factory=list)     # engines that count as dense float32
     runs: dict[str, Callable[[], object]] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
@@ -103,11 +105,12 @@ def limits() -> Limits:
 
 
 def case(kind: str, size: int, steps: int, two_ways: bool = False, sparsities=SPARSITIES, values: bool = True,
-         fed_back: bool = False) -> Case:
+         fed_back: bool = False, n_threads: int = 1) -> Case:
     """All contestants on an "lstm" or "hlstm" layer of that width, inputs as wide.
 
     two_ways: both directions, summed, as in DeepSpeech2. fed_back: no step's input is known before the step before is
     done, as in a decoder, so that no product can be made for several steps at once. values: also CSR, bf16 and int8.
+    n_threads=2: ours take a thread for each direction, the others as they like.
     """
     torch.manual_seed(0)
 
@@ -116,16 +119,18 @@ def case(kind: str, size: int, steps: int, two_ways: bool = False, sparsities=SP
     whole, half = layer(size), layer(size // 2)
     x = torch.randn(steps, 1, size)
     way = ", two directions" if two_ways else ", fed back" if fed_back else ""
-    made = Case(f"{'LSTM' if kind == 'lstm' else 'H-LSTM'} {size}{way}, {steps} steps", steps, _macs(whole))
-    _add_dense(made, whole, x, fed_back)
-    made.add("ours, dense, half as wide", *_ours(half, x, {}, kind="dense", fed_back=fed_back), _macs(half))
+    way += ", two threads" if n_threads == 2 else ""
+    made = Case(f"{'LSTM' if kind == 'lstm' else 'H-LSTM'} {size}{way}, {steps} steps", steps, _macs(whole), n_threads)
+    how = {"fed_back": fed_back, "n_threads": n_threads}
+    _add_dense(made, whole, x, **how)
+    made.add("ours, dense, half as wide", *_ours(half, x, {}, kind="dense", **how), _macs(half))
     for label, structure in STRUCTURES.items():
         for sparsity in sparsities:
             pruned = copy.deepcopy(whole)                          # pruning sets weights to zero
             masks = ConnectionMasks(pruned, "weight_*")
             prune(masks, sparsity, structure=structure)
             alive, live = {n: m.numpy() for n, m in masks.masks.items()}, masks.count()[0]
-            ours = partial(_ours, pruned, x, alive, fed_back=fed_back)
+            ours = partial(_ours, pruned, x, alive, **how)
             made.add(f"{label} {1 - live / made.macs:.1%}", *ours(), live)
             if structure is None and sparsity == 0.95 and values:
                 made.add(f"{label} {sparsity:.1%}, CSR", *ours(kind="csr"), live)
@@ -155,7 +160,7 @@ def _macs(layer: HLSTM) -> int:
     return sum(p.numel() for p in layer.parameters() if p.dim() == 2)
 
 
-def _add_dense(made: Case, layer: HLSTM, x: torch.Tensor, fed_back: bool = False) -> None:
+def _add_dense(made: Case, layer: HLSTM, x: torch.Tensor, fed_back: bool = False, n_threads: int = 1) -> None:
     """Dense engines with all the layer's weights: float32 ones, of which the best counts, and int8."""
     inputs = sum(p.numel() for n, p in layer.named_parameters() if n.startswith("weight_ih"))
     macs = made.macs
@@ -165,25 +170,26 @@ def _add_dense(made: Case, layer: HLSTM, x: torch.Tensor, fed_back: bool = False
     if layer.directions == 1:
         made.add("torch, cell by cell", _stepping(layer, x), 4 * macs, macs, dense=True)
     for int8 in (False, True):
-        if run := _onnx(layer, x, int8, fed_back):
+        if run := _onnx(layer, x, int8, fed_back, n_threads):
             made.add("ONNX Runtime, int8" if int8 else "ONNX Runtime", run, size // (4 if int8 else 1), macs, not int8)
     if layer.gate_layers == 0 and not fed_back and (run := _quantised(layer, x)):
         made.add("torch, int8", run, size // 4, macs)
-    made.add("ours, dense", *_ours(layer, x, {}, kind="dense", fed_back=fed_back), macs, dense=True)
+    ours = _ours(layer, x, {}, kind="dense", fed_back=fed_back, n_threads=n_threads)
+    made.add("ours, dense", *ours, macs, dense=True)
 
 
 def _ours(layer: HLSTM, x: torch.Tensor, masks: dict, kind: str | None = None, values: str = "fp32",
-          fed_back: bool = False):
+          fed_back: bool = False, n_threads: int = 1):
     """(a call of the engine over the whole of x (T, 1, I) that returns (T, H), bytes of weights a step reads)."""
     weights = {n: p.detach().numpy().copy() for n, p in layer.named_parameters()}
     suffixes = ("_l0", "_l0_reverse")[:layer.directions]
-    made = [cells.lstm(weights, masks, activation=layer.activation, suffix=s, kind=kind, values=values)
-            for s in suffixes]
+    made = [cells.lstm(weights, masks, activation=layer.activation, suffix=s, kind=kind, values=values,
+                       columns=1 if fed_back else 4) for s in suffixes]
     inputs = x[:, 0].numpy()
     size = sum(m.nbytes for cell in made for m in cell.layers)
     size += sum(cell.inputs.nbytes for cell in made) // (1 if fed_back else len(x))
     if len(made) == 2:
-        return lambda: cells.both(*made, inputs), size
+        return partial(cells.both, *made, inputs, ThreadPoolExecutor(1) if n_threads == 2 else None), size
     return (partial(_fed_back, made[0], inputs) if fed_back else lambda: made[0].run(inputs)[0]), size
 
 
@@ -192,7 +198,7 @@ def _fed_back(cell: cells.Cell, x: np.ndarray) -> np.ndarray:
     xs, hs = aligned((T, cells.padded(x.shape[1]))), np.zeros((T, H), np.float32)
     xs[:, :x.shape[1]] = x
     h, c = aligned((1, cells.padded(H))), aligned((1, cells.padded(H)))
-    _steps(cell._program, xs, hs, h, c, aligned((1, len(cell.layers), cell.width)))
+    _steps(cell.program, xs, hs, h, c, aligned((1, len(cell.layers), cell.width)))
     return hs
 
 
@@ -243,32 +249,38 @@ def _quantised(layer: HLSTM, x: torch.Tensor) -> Callable[[], torch.Tensor] | No
     return lambda: run().unflatten(1, (layer.directions, layer.hidden_size)).sum(1)
 
 
-def _onnx(layer: HLSTM, x: torch.Tensor, int8: bool, fed_back: bool = False) -> Callable[[], np.ndarray] | None:
+def _onnx(layer: HLSTM, x: torch.Tensor, int8: bool, fed_back: bool = False,
+          n_threads: int = 1) -> Callable[[], np.ndarray] | None:
     """A session of ONNX Runtime; None where the package is missing."""
     try:
         from . import bench_onnx
     except ImportError:
         return None
-    return bench_onnx.runner(bench_onnx.session(bench_onnx.model_of(layer), int8=int8), x[:, 0].numpy(), fed_back)
+    return bench_onnx.runner(bench_onnx.session(bench_onnx.model_of(layer), n_threads, int8), x[:, 0].numpy(), fed_back)
 
 
-def engine(quick: bool = False, model: Path | None = None,
-           rounds: int = 9) -> tuple[list[Case], list[LatencyRow], Limits]:
-    """Runs all cases on one thread: (the cases, rows of microseconds a step, the machine's limits)."""
+def engine(quick: bool = False, model: Path | None = None, rounds: int = 9,
+           n_threads: int = 1) -> tuple[list[Case], list[LatencyRow], Limits]:
+    """Runs all cases on one thread, and with n_threads=2 those with two directions on two as well: (the cases, rows of
+    microseconds a step, the limits of one thread)."""
     if quick:
         made = [case("lstm", 32, 5, sparsities=(0.9,)), case("hlstm", 32, 5, sparsities=(0.9,), fed_back=True)]
     else:
         made = [case("lstm", 512, 100), case("hlstm", 512, 100), case("lstm", 512, 100, fed_back=True),
                 case("hlstm", 512, 100, fed_back=True), case("lstm", 800, 200, two_ways=True),
                 case("hlstm", 800, 200, two_ways=True, values=False)]
+    if n_threads == 2:
+        size, steps = (32, 5) if quick else (800, 200)
+        made += [case(kind, size, steps, two_ways=True, values=False, n_threads=2) for kind in ("lstm", "hlstm")]
     if model is not None:
         made.append(trained(model))
     rows = []
     with threads(1):
         bounds = limits()
-        for c in made:
-            for name, seconds in interleaved(c.runs, rounds).items():
-                rows.append(LatencyRow(engine=name, threads=1, case=c.name, microseconds=1e6 * seconds / c.steps))
+    for c in made:
+        with threads(c.threads):
+            rows += [LatencyRow(engine=name, threads=c.threads, case=c.name, microseconds=1e6 * seconds / c.steps)
+                     for name, seconds in interleaved(c.runs, rounds).items()]
     return made, rows, bounds
 
 

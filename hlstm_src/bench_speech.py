@@ -1,13 +1,10 @@
 """A whole recogniser, from samples to text: the engine against the model that it was packed from, in PyTorch."""
 
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import torch
 
-from . import experiments, load_compact, scores
+from . import bench, experiments, load_compact, scores
 from .audio import SAMPLE_RATE
 from .bench import interleaved, threads
 from .corpora import SpeechCorpus
@@ -41,13 +38,5 @@ def speech(model: Path, corpus: SpeechCorpus, limit: int = 20, rounds: int = 5) 
 
 def start(model: Path, sound: Path) -> tuple[float, float]:
     """A fresh process that transcribes one file, its code compiled before: (seconds until it ends, peak MB)."""
-    code = ("import resource, sys; from hlstm_src import load_compact\n"
-            "load_compact(sys.argv[1]).transcribe(sys.argv[2])\n"
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
-    found = []
-    for _ in range(3):
-        begun = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code, str(model), str(sound)], capture_output=True, text=True,
-                              check=True)
-        found.append((time.perf_counter() - begun, int(done.stdout) / 1000))
-    return min(found)
+    return bench.start("import sys; from hlstm_src import load_compact\n"
+                       "load_compact(sys.argv[1]).transcribe(sys.argv[2])", model, sound)

@@ -97,7 +97,7 @@ PROFILES = {p.name: p for p in (
                            growth_epochs=3, train_epochs=48, rounds=3, prune_ratio=0.5, retrain_epochs=5,
                            final_epochs=24, tolerance=6, lr=1e-3, retrain_lr=1.0), kept=True,
             captions=Captions("data/ucm", "efficientnet_lite0", epochs=14, rounds=3, lr=2e-3, seeds=3),
-            flowers=Captions("data/flowers", "efficientnet_lite0", epochs=14, rounds=3, lr=2e-3, seeds=3)),
+            flowers=Captions("data/flowers", "efficientnet_lite0", epochs=14, rounds=3, lr=4e-3, seeds=2)),
     Profile("paper", Speech("data/an4", hidden=800, channels=32, lstm_layers=5, hlstm_layers=3, epochs=120,
                             growth_epochs=8, train_epochs=60, rounds=8, prune_ratio=0.4, retrain_epochs=6,
                             final_epochs=12, tolerance=1, lr=5e-4), kept=True,

@@ -17,7 +17,8 @@ pytest.importorskip("numba")
 from hlstm_src import bench_engine as b  # noqa: E402
 
 CASES = [dict(kind="lstm"), dict(kind="hlstm"), dict(kind="lstm", fed_back=True), dict(kind="hlstm", fed_back=True),
-         dict(kind="lstm", two_ways=True), dict(kind="hlstm", two_ways=True)]
+         dict(kind="lstm", two_ways=True), dict(kind="hlstm", two_ways=True),
+         dict(kind="lstm", two_ways=True, n_threads=2)]
 
 
 @pytest.mark.parametrize("options", CASES, ids=str)
@@ -104,6 +105,13 @@ def test_the_command_prints_a_table_and_writes_rows(monkeypatch, tmp_path):
     assert {(row["case"], row["engine"]) for row in data["latency"]} == {
         (c["case"], engine) for c in data["cases"] for engine in c["bytes"]}
     assert len(data["cases"]) == 2 and all(c["case"] in done.output for c in data["cases"])
+
+
+def test_two_threads_are_told_apart(monkeypatch):
+    monkeypatch.setattr(b, "limits", lambda: b.Limits({1024: 1e9}, 1e9))
+    made, rows, _ = b.engine(quick=True, rounds=1, n_threads=2)
+    assert [c.threads for c in made] == [1, 1, 2, 2] and len({c.name for c in made}) == 4
+    assert {(row.case, row.threads) for row in rows} == {(c.name, c.threads) for c in made}
 
 
 def test_without_numba_the_command_says_what_to_install():

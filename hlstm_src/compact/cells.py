@@ -45,7 +45,7 @@ class Cell:
         self.layers = [self.hidden, *self.gates]
         self.width = padded(max(layer.shape[0] for layer in self.layers))
         self.biases = [_row(b, self.width) for b in self.biases]
-        self._program = (tuple(layer.packed for layer in self.layers), tuple(self.biases), self.inputs.packed,
+        self.program = (tuple(layer.packed for layer in self.layers), tuple(self.biases), self.inputs.packed,
                          ACTIVATIONS[self.activation], self.size)
 
     @property
@@ -63,21 +63,21 @@ class Cell:
         Outputs stand at their own step in both directions. A GRU has no c: it comes back as None.
         """
         T, H = len(x), self.size
-        xs, hs = _rows(x), aligned((T, padded(H)))
+        xs, hs = rows_of(x), aligned((T, padded(H)))
         state = _row(np.zeros(H) if h is None else h, padded(H)), _row(np.zeros(H) if c is None else c, padded(H))
         if self.kind == "gru":
-            _run_gru(*self._program, xs, hs, state[0], reverse)
+            _run_gru(*self.program, xs, hs, state[0], reverse)
             return hs[:, :H], state[0][:H], None
-        _run_lstm(*self._program, xs, hs, *state, reverse)
+        _run_lstm(*self.program, xs, hs, *state, reverse)
         return hs[:, :H], state[0][:H], state[1][:H]
 
     def step(self, x: np.ndarray, h: np.ndarray, c: np.ndarray | None = None):
         """One step of k sequences: x (k, I), h and c (k, H) -> new h and c."""
-        hs, cs = _rows(h), _rows(np.zeros_like(h) if c is None else c)
+        hs, cs = rows_of(h), rows_of(np.zeros_like(h) if c is None else c)
         if self.kind == "gru":
-            _step_gru(*self._program, _rows(x), hs, aligned((len(x), 2, self.width)))
+            step_gru(*self.program, rows_of(x), hs, aligned((len(x), 2, self.width)))
             return hs[:, :self.size], None
-        step_lstm(*self._program, _rows(x), hs, cs, aligned((len(x), len(self.layers), self.width)))
+        step_lstm(*self.program, rows_of(x), hs, cs, aligned((len(x), len(self.layers), self.width)))
         return hs[:, :self.size], cs[:, :self.size]
 
 
@@ -90,15 +90,16 @@ def both(forth: Cell, back: Cell, x: np.ndarray, pool=None) -> np.ndarray:
 
 
 def lstm(weights: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray] | None = None, *, activation: str = "relu",
-         suffix: str = "_l0", values: str = "fp32", kind: str | None = None) -> Cell:
+         suffix: str = "_l0", values: str = "fp32", kind: str | None = None, columns: int = 4) -> Cell:
     """An LSTM or H-LSTM cell from one layer and direction of an `HLSTM`, say weights["weight_ih" + suffix].
 
-    `kind` forces one layout. Raises KeyError for a missing weight, ValueError for shapes that do not fit.
+    `kind` forces one layout; columns: steps whose inputs are known together, 1 in a decoder. Raises KeyError for a
+    missing weight, ValueError for shapes that do not fit.
     """
     masks = masks or {}
 
-    def packed(name: str, columns: int) -> Layout:
-        return layouts.pack(weights[name + suffix], masks.get(name + suffix), kind, values, columns=columns)
+    def packed(name: str, n: int) -> Layout:
+        return layouts.pack(weights[name + suffix], masks.get(name + suffix), kind, values, columns=n)
     H, gate_layers = weights["weight_hh" + suffix].shape[1], 0
     gates, biases = [], [weights.get("bias_ih" + suffix, np.zeros(len(weights["weight_ih" + suffix])))]
     if "bias_hh" + suffix in weights:
@@ -113,16 +114,16 @@ def lstm(weights: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray] | No
         biases.append(weights.get(f"bias_gate{gate_layers}{suffix}", np.zeros(len(joined))))
     if len(biases[-1]) != 4 * H:
         raise ValueError(f"weights{suffix}: the last layer has {len(biases[-1])} rows, not the {4 * H} of four gates")
-    inputs, hidden = packed("weight_ih", 4), packed("weight_hh", 1)
+    inputs, hidden = packed("weight_ih", columns), packed("weight_hh", 1)
     return Cell("hlstm" if gates else "lstm", H, activation, inputs, hidden, gates, biases)
 
 
 def gru(weights: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray] | None = None, *, suffix: str = "_l0",
-        values: str = "fp32", kind: str | None = None) -> Cell:
-    """A GRU cell from one layer and direction of a torch.nn.GRU, say weights["weight_ih" + suffix]."""
+        values: str = "fp32", kind: str | None = None, columns: int = 4) -> Cell:
+    """A GRU cell from one layer and direction of a torch.nn.GRU; as `lstm`."""
     masks = masks or {}
-    ih, hh = (layouts.pack(weights[name], masks.get(name), kind, values, columns=columns)
-              for name, columns in (("weight_ih" + suffix, 4), ("weight_hh" + suffix, 1)))
+    ih, hh = (layouts.pack(weights[name], masks.get(name), kind, values, columns=n)
+              for name, n in (("weight_ih" + suffix, columns), ("weight_hh" + suffix, 1)))
     none = np.zeros(ih.shape[0])
     biases = [weights.get(n + suffix, none) for n in ("bias_ih", "bias_hh")]
     return Cell("gru", hh.shape[1], "tanh", ih, hh, [], biases)
@@ -151,7 +152,8 @@ def _row(a, width: int) -> np.ndarray:
     return row
 
 
-def _rows(x: np.ndarray) -> np.ndarray:
+def rows_of(x: np.ndarray) -> np.ndarray:
+    """x (k, n) as the kernels want it: (k, padded n), aligned."""
     rows = aligned((len(x), padded(x.shape[1])))
     rows[:, :x.shape[1]] = x
     return rows
@@ -222,7 +224,7 @@ def _run_lstm(layers, biases, inputs, activation, H, x, hs, h, c, reverse):
 
 
 @njit(**OPTIONS)
-def _step_gru(layers, biases, inputs, activation, H, x, h, room):
+def step_gru(layers, biases, inputs, activation, H, x, h, room):
     """One step of k sequences, in place, as `step_lstm`; room (k, 2, width)."""
     k = len(x)
     for j in range(k):

@@ -10,13 +10,17 @@ import numpy as np
 from .. import experiments, records
 from . import format
 
+KINDS = {"speech": "recogniser", "captions": "captioner"}      # what can be packed, by benchmark
+
 
 def pack(source: Path, target: Path, values: str = "fp16") -> int:
     """Writes the compact file of a trained model and returns its bytes. Raises ValueError naming the file."""
-    tensors, masks, metadata = _read(source)
-    if metadata.get("benchmark", "speech") != "speech":
-        raise ValueError(f"{source}: only recognisers can be packed")
-    about = {"kind": "recogniser", "model": metadata["model"], "alphabet": metadata["alphabet"], "provenance": {
+    tensors, masks, metadata = read(source)
+    kind = KINDS.get(metadata.get("benchmark", "speech"))
+    if kind is None:
+        raise ValueError(f"{source}: neither a recogniser nor a captioner, and only those can be packed")
+    needed = {"recogniser": ("alphabet",), "captioner": ("vocabulary", "longest", "encoder")}[kind]
+    about = {"kind": kind, "model": metadata["model"], **{name: metadata[name] for name in needed}, "provenance": {
         "experiment": metadata.get("experiment"), "profile": metadata.get("profile"), "seed": metadata.get("seed"),
         "source_sha256": hashlib.sha256(source.read_bytes()).hexdigest()}}
     path = source.with_suffix(".json")
@@ -30,7 +34,7 @@ def pack(source: Path, target: Path, values: str = "fp16") -> int:
 
 def sizes(source: Path) -> dict[str, int]:
     """Bytes of a model on disk: all entries as float32, alone and through gzip, and compact files."""
-    tensors, masks, _ = _read(source)
+    tensors, masks, _ = read(source)
     whole = b"".join(np.asarray(t, np.float32).tobytes() for t in tensors.values())
     found = {"fp32, zeros too": len(whole), "the same, gzip": len(gzip.compress(whole, 6))}
     with tempfile.TemporaryDirectory() as room:
@@ -39,7 +43,8 @@ def sizes(source: Path) -> dict[str, int]:
     return found
 
 
-def _read(source: Path):
+def read(source: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict]:
+    """Tensors, masks and metadata of a trained model."""
     model, masks, metadata = experiments.load(source)
     tensors = {n: t.numpy() for n, t in model.state_dict().items() if not n.endswith("num_batches_tracked")}
     return tensors, {n: m.numpy() for n, m in masks.items()}, metadata

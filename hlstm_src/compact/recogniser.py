@@ -4,9 +4,9 @@ A convolution is a product too: its kernel is a packed matrix whose places are o
 the columns of x. Batch normalisation is folded into what follows or precedes it.
 """
 
-import math
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
@@ -16,8 +16,7 @@ from . import cells, layouts
 from .format import ModelFile
 from .kernels import aligned, product
 from .layouts import LANES
-
-EPSILON = 1e-5                         # of torch's batch normalisation
+from .weights import cell, entries, named, norm, sizes
 
 
 class Convolution:
@@ -60,30 +59,21 @@ class Recogniser:
 
         def dense(name: str, *shape: int) -> np.ndarray:
             return file.tensor(name, shape)[0]
-
-        def norm(name: str, n: int) -> tuple[np.ndarray, np.ndarray]:
-            """Batch normalisation as (factor, addend)."""
-            if f"{name}.num_batches_tracked" in file.names:
-                file.ignore(f"{name}.num_batches_tracked")
-            gain, add, mean, var = (dense(f"{name}.{part}", n) for part in ("weight", "bias", "running_mean",
-                                                                           "running_var"))
-            if (var < 0).any():
-                raise file.error(f"{name}.running_var is negative")
-            factor = gain / np.sqrt(var + np.float32(EPSILON))
-            return factor, add - mean * factor
         self.convolutions, bins, lanes, ins = [], BINS, 1, 1
         for k, (kF, kT, sF, sT) in enumerate(CONVOLUTIONS):
             kernel = dense(f"convolutions.{k}.weight", channels, ins, kF, kT)
-            self.convolutions.append(Convolution(kernel, norm(f"norms.{k}", channels), bins, lanes, (sF, sT)))
+            self.convolutions.append(Convolution(kernel, norm(file, f"norms.{k}", channels), bins, lanes, (sF, sT)))
             bins, lanes, ins = self.convolutions[-1].bins, self.convolutions[-1].lanes, channels
-        self.layers = []
+        self.layers, options = [], {"values": values, "kind": kind}
         for k in range(m["layers"]):
-            size = bins * channels if k == 0 else hidden
-            scale, add = (np.ones(size, np.float32), None) if k == 0 else norm(f"rnns.{k}.norm", size)
-            pair = [_cell(file, m, f"rnns.{k}.rnn.", back, size, scale, add, values, kind,
-                          (bins, channels, lanes) if k == 0 else None) for back in (False, True)]
-            self.layers.append(pair)
-        scale, add = norm("norm", hidden)
+            if k == 0:                                             # its input comes frame by frame, channels innermost
+                size, before = bins * channels, {"order": partial(_by_frame, bins=bins, channels=channels, lanes=lanes)}
+            else:
+                size, before = hidden, dict(zip(("scale", "add"), norm(file, f"rnns.{k}.norm", hidden)))
+            ways = [("forth.", "_l0"), ("back.", "_l0")] if m["cell"] == "gru" else [("", "_l0"), ("", "_l0_reverse")]
+            self.layers.append([cell(file, m, f"rnns.{k}.rnn.{way}", suffix, size, **before, **options)
+                                for way, suffix in ways])
+        scale, add = norm(file, "norm", hidden)
         W, b = dense("output.weight", m["labels"], hidden), dense("output.bias", m["labels"])
         self.output = (W * scale).T.copy(), b + W @ add
         file.finish()
@@ -91,9 +81,10 @@ class Recogniser:
     @property
     def matrices(self) -> dict[str, layouts.Layout]:
         """The recurrent matrices by a readable name."""
-        names = "inputs", "hidden", *(f"gate layer {j}" for j in range(1, 17))
-        return {f"layer {k} {way}, {name}": matrix for k, pair in enumerate(self.layers)
-                for way, cell in zip(("forth", "back"), pair) for name, matrix in zip(names, cell.matrices)}
+        found = {}
+        for k, pair in enumerate(self.layers):
+            found |= named(f"layer {k} forth", pair[0]) | named(f"layer {k} back", pair[1])
+        return found
 
     def log_probs(self, samples: np.ndarray) -> np.ndarray:
         """samples (N) at 16 kHz -> log probabilities of the labels (T', labels), a row for each 20 ms."""
@@ -124,79 +115,16 @@ class Recogniser:
 
 def _sizes(file: ModelFile) -> dict:
     """The model's sizes from the metadata, checked before anything is made of them."""
-    m, letters = file.metadata.get("model"), file.metadata.get("alphabet")
-    if not isinstance(m, dict) or not isinstance(letters, str):
-        raise file.error("no recogniser: its metadata lack model or alphabet")
-    m = {"cell": "lstm", "layers": 5, "hidden": 800, "channels": 32, "gate_layers": 1, "activation": "relu",
-         "gate_width": None, "shared_hidden": False, "bias": True} | m
-    for name, most in (("labels", 10_000), ("layers", 64), ("hidden", 16_384), ("channels", 1024), ("gate_layers", 16)):
-        least = 0 if name == "gate_layers" else 1
-        if type(m.get(name)) is not int or not least <= m[name] <= most:
-            raise file.error(f"{name} {m.get(name)!r} is not a whole number from {least} to {most}")
-    if m["cell"] not in ("lstm", "gru", "hlstm") or m["activation"] not in list(cells.ACTIVATIONS):
-        raise file.error(f"cell {m['cell']!r} or activation {m['activation']!r} is unknown")
+    letters = file.metadata.get("alphabet")
+    if not isinstance(letters, str):
+        raise file.error("no recogniser: its metadata lack the alphabet")
+    m = sizes(file, {"layers": 5, "hidden": 800, "channels": 32}, labels=10_000, channels=1024)
     if m["labels"] != len(letters) or not letters.isprintable():
         raise file.error(f"{m['labels']} labels need as many letters that can be printed, not {len(letters)}")
-    width = m["hidden"] if m["gate_width"] is None else m["gate_width"]
-    if isinstance(width, list) and len(width) == 4:
-        width = dict(zip("fiog", width))
-    widths = [width.get(gate) for gate in "ifgo"] if isinstance(width, dict) else [width] * 4
-    if not all(type(w) is int and 0 < w <= 16_384 for w in widths) or type(m["shared_hidden"]) is not bool:
-        raise file.error(f"gate_width {m['gate_width']!r} or shared_hidden {m['shared_hidden']!r} is wrong")
-    m |= {"widths": widths[:1] if m["shared_hidden"] else widths}
     frame = audio.BINS * m["channels"]                             # more than the first layer's inputs
-    layers = (sum(map(math.prod, _shapes(m, m["hidden"] if k else frame).values())) for k in range(m["layers"]))
-    file.afford(2 * sum(layers) + m["labels"] * m["hidden"] + 231 * m["channels"] ** 2)
+    layers = sum(entries(m, m["hidden"] if k else frame) for k in range(m["layers"]))
+    file.afford(2 * layers + m["labels"] * m["hidden"] + 231 * m["channels"] ** 2)
     return m
-
-
-def _cell(file: ModelFile, m: dict, prefix: str, back: bool, size: int, scale, add, values, kind, frame) -> cells.Cell:
-    """One direction of a layer; the normalisation before it is folded into its input weights.
-
-    frame: (bins, channels, lanes) of the first layer, whose input comes frame by frame with the channels innermost.
-    """
-    suffix = "_l0_reverse" if back else "_l0"
-    if m["cell"] == "gru":
-        prefix, suffix = prefix + ("back." if back else "forth."), "_l0"
-    weights, masks = {}, {}
-    for name, shape in _shapes(m, size).items():
-        full = f"{prefix}{name}{suffix}"
-        if len(shape) == 1 and not m["bias"]:
-            continue
-        weights[name + suffix], mask = file.tensor(full, shape)
-        if mask is not None:
-            masks[name + suffix] = mask
-    ih = "weight_ih" + suffix
-    if add is not None:
-        bias = "bias_ih" + suffix
-        weights[bias] = weights.get(bias, 0) + weights[ih] @ add
-    weights[ih] = weights[ih] * scale
-    if frame is not None:
-        weights[ih] = _by_frame(weights[ih], *frame)
-        if ih in masks:
-            masks[ih] = _by_frame(masks[ih], *frame)
-    if m["cell"] == "gru":
-        return cells.gru(weights, masks, suffix=suffix, values=values, kind=kind)
-    return cells.lstm(weights, masks, activation=m["activation"], suffix=suffix, values=values, kind=kind)
-
-
-def _shapes(m: dict, size: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of one direction's tensors, as `HLSTM` and torch.nn.GRU have them."""
-    H, widths, cell = m["hidden"], m["widths"], m["cell"]
-    layers = m["gate_layers"] if cell == "hlstm" else 0
-    units = sum(widths)
-    first = 3 * H if cell == "gru" else units if layers else 4 * H
-    shapes = {"weight_ih": (first, size), "weight_hh": (first, H), "bias_ih": (first,)}
-    if not layers:
-        shapes["bias_hh"] = (first,)
-    for j in range(1, layers + 1):
-        rows = 4 * H if j == layers else units
-        if len(set(widths)) > 1:
-            shapes |= {f"weight_gate{j}_{gate}": (H if j == layers else G, G) for gate, G in zip("ifgo", widths)}
-        else:
-            shapes[f"weight_gate{j}"] = rows, widths[0]
-        shapes[f"bias_gate{j}"] = (rows,)
-    return shapes
 
 
 def _by_frame(W: np.ndarray, bins: int, channels: int, lanes: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Model files that are damaged or hostile: refused in one line that names the file, or read; and nothing else.
 
-The files are small recognisers of random weights. What is read must also run, since indices from the file end up as
-addresses in the kernels.
+The files are small recognisers and captioners of random weights. What is read must also run, since indices from the
+file end up as addresses in the kernels.
 """
 
 import json
@@ -16,32 +16,50 @@ from safetensors.numpy import load, save
 
 from hlstm_src import load_compact
 from hlstm_src.audio import ALPHABET
+from hlstm_src.compact.captioner import Captioner
 from hlstm_src.compact.format import FORMAT, ModelFile, ModelFileError, from_gaps, gaps, write
 from hlstm_src.deepspeech2 import DeepSpeech2
+from hlstm_src.neuraltalk import NeuralTalk
 
 MEGABYTE = 1 << 20
 WAVE = np.random.default_rng(0).normal(0, 0.1, 2000).astype(np.float32)
+FEATURES = np.random.default_rng(0).normal(0, 1, (2, 5)).astype(np.float32)
+RECOGNISER = DeepSpeech2, {"labels": len(ALPHABET), "hidden": 6, "channels": 2}, {
+    "kind": "recogniser", "alphabet": ALPHABET, "scores": {"wer": 1.5}}
+CAPTIONER = NeuralTalk, {"words": 7, "features": 5, "hidden": 6, "embedding": 4, "encoder": None}, {
+    "kind": "captioner", "vocabulary": ["UNK", "a", "cat", "and", "dog", "sit"], "longest": 9, "encoder": "vgg16"}
+TINY = NeuralTalk, CAPTIONER[1] | {"encoder": "tiny"}, CAPTIONER[2] | {"encoder": "tiny"}
 MODELS = {
-    "lstm": ({"cell": "lstm", "layers": 2}, "fp32"),
-    "gru": ({"cell": "gru", "layers": 1}, "int8"),
-    "hlstm": ({"cell": "hlstm", "layers": 2, "gate_layers": 2}, "fp16"),
-    "uneven": ({"cell": "hlstm", "layers": 1, "gate_width": {"f": 3, "i": 4, "o": 5, "g": 6}}, "fp16"),
+    "lstm": (RECOGNISER, {"cell": "lstm", "layers": 2}, "fp32"),
+    "gru": (RECOGNISER, {"cell": "gru", "layers": 1}, "int8"),
+    "hlstm": (RECOGNISER, {"cell": "hlstm", "layers": 2, "gate_layers": 2}, "fp16"),
+    "uneven": (RECOGNISER, {"cell": "hlstm", "layers": 1, "gate_width": {"f": 3, "i": 4, "o": 5, "g": 6}}, "fp16"),
+    "captioner": (CAPTIONER, {"cell": "hlstm", "layers": 1}, "fp16"),
+    "captioner tiny": (TINY, {"cell": "gru", "layers": 2}, "int8"),
 }
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with a recogniser of each kind; half its recurrent matrices have masks, one of them nearly empty."""
+    """A folder with a model of each kind; half its recurrent matrices have masks, one of them nearly empty."""
     folder, rng = tmp_path_factory.mktemp("models"), np.random.default_rng(0)
-    for name, (options, values) in MODELS.items():
-        sizes = {"labels": len(ALPHABET), "hidden": 6, "channels": 2} | options
+    for name, ((make, usual, about), options, values) in MODELS.items():
+        sizes = usual | options
         torch.manual_seed(0)
-        tensors = {k: v.numpy() for k, v in DeepSpeech2(**sizes).state_dict().items() if "num_batches" not in k}
+        tensors = {k: v.numpy() for k, v in make(**sizes).state_dict().items() if "num_batches" not in k}
         masks = {k: rng.random(v.shape) < (0.02 if "hh" in k else 0.4) for k, v in tensors.items()
-                 if k.startswith("rnns.0.rnn.weight")}
-        write(folder / f"{name}.safetensors", tensors, masks,
-              {"kind": "recogniser", "model": sizes, "alphabet": ALPHABET, "scores": {"wer": 1.5}}, values)
+                 if k.startswith(("rnns.0.rnn.weight", "rnn.weight")) or make is NeuralTalk and k == "output.weight"}
+        write(folder / f"{name}.safetensors", tensors, masks, about | {"model": sizes}, values)
+        if make is NeuralTalk:                                     # compiled here, so that no test measures numba
+            load_compact(folder / f"{name}.safetensors").caption(FEATURES)
     return folder
+
+
+def numbers(model) -> np.ndarray:
+    """What the model says of some input, before it becomes text."""
+    if isinstance(model, Captioner):
+        return model.step(np.zeros(2, int), np.arange(2), model.start(FEATURES))[0]
+    return model.log_probs(WAVE)
 
 
 def parts(path) -> tuple[dict, dict]:
@@ -70,12 +88,17 @@ def told(path, error: ModelFileError) -> str:
 
 
 def read_or_refused(path) -> None:
-    """The file is refused, or becomes a recogniser that writes letters of the alphabet; neither takes much memory."""
+    """The file is refused, or becomes a model that writes letters or words of its own; neither takes much memory."""
     tracemalloc.start()
     try:
         with np.errstate(all="ignore"):                            # weights may be absurd, as long as they are numbers
-            text = load_compact(path).transcribe(WAVE)
-        assert set(text) <= set(ALPHABET)
+            model = load_compact(path)
+            if isinstance(model, Captioner):
+                said, pixels = model.caption(FEATURES), np.ones((3, 64, 64)) * (model.encoder == "tiny")
+                said += [model.caption(pixels)] if pixels.any() else []
+                assert len(said) >= 2 and set(" ".join(said).split()) <= set(" ".join(model.vocabulary).split())
+            else:
+                assert set(model.transcribe(WAVE)) <= set(ALPHABET)
     except ModelFileError as error:
         told(path, error)
     finally:
@@ -89,11 +112,11 @@ def read_or_refused(path) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_the_files_that_are_spoilt_here_are_good(folder, name):
     path = folder / f"{name}.safetensors"
-    assert np.isfinite(load_compact(path).log_probs(WAVE)).all()
+    assert np.isfinite(numbers(load_compact(path))).all()
     tensors, metadata = parts(path)
     again = folder / "again"
     put(again, tensors, metadata)
-    np.testing.assert_array_equal(load_compact(again).log_probs(WAVE), load_compact(path).log_probs(WAVE))
+    np.testing.assert_array_equal(numbers(load_compact(again)), numbers(load_compact(path)))
 
 
 @settings(max_examples=100, deadline=None)
@@ -250,7 +273,8 @@ def test_each_tensor_is_needed_and_has_to_be_of_its_shape_and_type(folder, name)
 def test_sizes_that_contradict_the_tensors_are_refused(folder, name):
     tensors, metadata = parts(folder / f"{name}.safetensors")
     path, model = folder / "sizes", metadata["model"]
-    for key in ("labels", "hidden", "channels", "layers"):
+    sizes = {"labels", "words", "features", "embedding", "hidden", "channels", "layers"} & set(model)
+    for key in sizes:
         for value in (model[key] + 1, model[key] - 1, 0, -1, 10 ** 9, 10 ** 30, str(model[key]), None, True, [1], {},
                       float(model[key]), float("nan")):
             put(path, tensors, metadata | {"model": model | {key: value}})
@@ -258,21 +282,34 @@ def test_sizes_that_contradict_the_tensors_are_refused(folder, name):
     for cell in {"lstm", "gru", "hlstm"} - {model["cell"]} | {"rnn", None, 1}:
         put(path, tensors, metadata | {"model": model | {"cell": cell}})
         refused(path)
-    for alphabet in (ALPHABET[:-1], ALPHABET + "!", "", None, list(ALPHABET), 29, {}):
-        put(path, tensors, metadata | {"alphabet": alphabet})
+    own = metadata.get("alphabet") or metadata["vocabulary"]
+    for text in (own[:-1], own + own[:1], own[:0], None, 29, {}, list(own) if isinstance(own, str) else "".join(own),
+                 [*own[:-1], 5]):
+        put(path, tensors, metadata | {"alphabet" if "alphabet" in metadata else "vocabulary": text})
         refused(path)
 
 
+@pytest.mark.parametrize("change", [{"longest": 0}, {"longest": 10 ** 6}, {"longest": None}, {"encoder": None},
+                                    {"encoder": ""}, {"encoder": "tiny"}, {"kind": "recogniser"}, {"kind": "toy"}])
+def test_a_captioner_needs_a_length_and_the_encoder_of_its_model(folder, change):
+    tensors, metadata = parts(folder / "captioner.safetensors")
+    put(folder / "changed", tensors, metadata | change)
+    refused(folder / "changed")
+
+
 @pytest.mark.parametrize("letter", ["\x1b", "\n", "\ud800", "\u202e"])
-def test_an_alphabet_writes_nothing_that_a_terminal_would_obey(folder, letter):
-    tensors, metadata = parts(folder / "lstm.safetensors")
-    put(folder / "letters", tensors, metadata | {"alphabet": ALPHABET[:-1] + letter})
-    refused(folder / "letters")
+def test_nothing_is_written_that_a_terminal_would_obey(folder, letter):
+    for name, key in (("lstm", "alphabet"), ("captioner", "vocabulary")):
+        tensors, metadata = parts(folder / f"{name}.safetensors")
+        spoilt = metadata[key][:-1] + (letter if key == "alphabet" else ["wo" + letter])
+        put(folder / "letters", tensors, metadata | {key: spoilt})
+        refused(folder / "letters")
 
 
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 70) | st.sampled_from([2 ** 31, 2 ** 63, 10 ** 40, 16_384, 8000])
-    | st.floats() | st.text(max_size=4) | st.sampled_from(["lstm", "gru", "hlstm", "relu", "tanh", "speech"]),
+    | st.floats() | st.text(max_size=4)
+    | st.sampled_from(["lstm", "gru", "hlstm", "relu", "tanh", "speech", "captions", "tiny", "vgg16"]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from("fiogx"), inner, max_size=4))
 
 
@@ -281,7 +318,7 @@ JUNK = st.recursive(
 @given(data=st.data())
 def test_any_metadata_are_refused_or_harmless(folder, name, data):
     tensors, metadata = parts(folder / f"{name}.safetensors")
-    keys = [*metadata, "benchmark", *(("model", key) for key in (
+    keys = [*metadata, "benchmark", "encoder", *(("model", key) for key in (
         *metadata["model"], "gate_layers", "gate_width", "activation", "shared_hidden", "bias", "dropout"))]
     for key in data.draw(st.lists(st.sampled_from(keys), min_size=1, max_size=2)):
         inner, last = (metadata["model"], key[1]) if isinstance(key, tuple) else (metadata, key)
@@ -297,15 +334,17 @@ def test_any_metadata_are_refused_or_harmless(folder, name, data):
     read_or_refused(folder / "metadata")
 
 
-@pytest.mark.parametrize("sizes", [{"hidden": 8000}, {"hidden": 2000, "layers": 64}, {"channels": 1024},
-                                   {"cell": "gru", "hidden": 9000, "layers": 3}])
-def test_a_small_file_does_not_become_a_large_model(folder, sizes):
+@pytest.mark.parametrize("name, sizes", [
+    ("lstm", {"hidden": 8000}), ("lstm", {"hidden": 2000, "layers": 64}), ("lstm", {"channels": 1024}),
+    ("lstm", {"cell": "gru", "hidden": 9000, "layers": 3}), ("captioner", {"hidden": 8000}),
+    ("captioner", {"features": 65_536, "embedding": 4000}), ("captioner tiny", {"cell": "hlstm", "hidden": 6000})])
+def test_a_small_file_does_not_become_a_large_model(folder, name, sizes):
     """A megabyte of gaps stands for a quarter of a billion dormant entries, and each layer can have as many."""
-    tensors, metadata = parts(folder / "lstm.safetensors")
+    tensors, metadata = parts(folder / f"{name}.safetensors")
     model = metadata["model"] | sizes
     bomb = {}
     with torch.device("meta"):
-        for key, like in DeepSpeech2(**model).state_dict().items():
+        for key, like in MODELS[name][0][0](**model).state_dict().items():
             if "num_batches" not in key and like.dim() == 1:
                 bomb[key] = np.ones(like.shape, np.float32)
             elif like.dim() > 1:
