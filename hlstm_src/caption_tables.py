@@ -7,6 +7,7 @@ corpora; `suffix` chooses: "" for UCM-Captions, "-flowers" for Flowers-captions.
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -51,15 +52,18 @@ CIDER, PERPLEXITY = _score("CIDEr", "cider", "cider"), _score("perplexity", "per
 def speeds(root: str | Path | None = None, profile: str = RECORDED) -> dict[tuple[str, str, int], float]:
     """(profile, experiment, beam) -> microseconds a word, pictures one by one on one thread, on the quickest engine.
 
-    From `bench captions --json results/<profile>/captions-<experiment>.json`, where there are such files.
+    From what `bench captions --json results/<profile>/captions.json` wrote of the compact model, or
+    `captions-<experiment>.json` of another one; those that ran `--against` it stand in the same file by their names.
     """
     found = {}
-    for path in sorted(records.folder(profile, root).glob("captions-*.json")):
+    for path in sorted(records.folder(profile, root).glob("captions*.json")):
         data = json.loads(path.read_text(encoding="utf-8"))
         words = {(row["case"], row["engine"]): row["words"] for row in data["words"]}
         for row in data["latency"]:
-            if row["engine"] in ENGINES:
-                key = profile, path.stem.removeprefix("captions-"), int(row["case"].rpartition(" ")[2])
+            other = re.fullmatch(r"(nt-[\w-]+), (torch|engine)", row["engine"])
+            if other or row["engine"] in ENGINES:
+                own = path.stem.removeprefix("captions").removeprefix("-") or COMPACT
+                key = profile, other[1] if other else own, int(row["case"].rpartition(" ")[2])
                 time = row["microseconds"] / words[row["case"], row["engine"]]
                 found[key] = min(time, found.get(key, time))
     return found
