@@ -30,7 +30,7 @@ STYLE = {"font.size": 10.5, "axes.titlesize": 10.5, "axes.labelsize": 10.5, "leg
          "axes.titlelocation": "left", "lines.linewidth": 1.8, "lines.markersize": 5, "image.cmap": "viridis",
          "legend.frameon": False, "figure.constrained_layout.w_pad": 0.09, "figure.constrained_layout.h_pad": 0.07}
 PHASES = {"grow": "growth", "train": "training", "prune": "pruning and retraining", "final": "last retraining"}
-METRICS = {"wer": "WER", "error": "error"}        # what a validation score is called on an axis, in percent
+METRICS = {"wer": "WER (%)", "error": "error (%)", "cider": "CIDEr"}      # what a validation score is called on an axis
 TINTS = {"grow": "#d9f0e6", "train": "#eeeeee", "prune": "#fbe3d3", "final": "#dcebf5"}
 
 
@@ -101,10 +101,10 @@ def _metric(record: RunRecord) -> str:
 
 
 def _wer_axis(ax, rates: Sequence[float], metric: str = "wer") -> None:
-    """From 0 to the highest rate; what lies above 100 % is left out, and the picture says so."""
+    """From 0 to the highest rate; of error rates what lies above 100 % is left out, and the picture says so."""
     known = [rate for rate in rates if np.isfinite(rate)] or [100]
-    cut = max(known) > 104 and min(known) <= 100
-    ax.set(ylabel=f"validation {METRICS[metric]} (%)", ylim=(0, (100 if cut else max(*known, 1)) * 1.04))
+    cut = max(known) > 104 and min(known) <= 100 and metric != "cider"
+    ax.set(ylabel=f"validation {METRICS[metric]}", ylim=(0, (100 if cut else max(*known, 1)) * 1.04))
     if cut:
         ax.set_title("rates above 100 % (more errors than words) are cut off", loc="right", fontsize=9.5, color=GREY)
 
@@ -129,7 +129,8 @@ def learning_curves(records: Mapping[str, RunRecord]) -> Picture:
         top.plot(ends, [row.loss for row in record.history], label=label, **look)
         low.plot(ends, rates, **look)
         last, all_rates = max([last, *ends]), all_rates + rates
-    top.set(ylabel="training loss\n" + ("(CTC, nats a letter)" if metric == "wer" else "(nats)"), ylim=(0, None))
+    unit = {"wer": "(CTC, nats a letter)", "cider": "(nats a word)"}.get(metric, "(nats)")
+    top.set(ylabel=f"training loss\n{unit}", ylim=(0, None))
     _wer_axis(low, all_rates, metric)
     _epoch_axis(low, last)
     if grown is not None:
@@ -202,7 +203,7 @@ def gp_flow(record: RunRecord) -> Picture:
     if before is not None and tolerance is not None and before + tolerance < 1.4 * ceiling:
         low.axhline(before + tolerance, color="black", linestyle="--", linewidth=1,
                     label="floor: pruning stops above it")
-    low.set(ylabel=f"validation {METRICS[metric]} (%)", ylim=(0, 1.22 * max(ceiling, low.get_ylim()[1] / 1.05)))
+    low.set(ylabel=f"validation {METRICS[metric]}", ylim=(0, 1.22 * max(ceiling, low.get_ylim()[1] / 1.05)))
     rounds = Counter()
     names = ["seed"]
     for event in events:

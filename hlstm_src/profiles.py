@@ -92,7 +92,7 @@ PROFILES = {p.name: p for p in (
     Profile("laptop", Speech(MINI_SPEECH, hidden=64, channels=8, lstm_layers=2, hlstm_layers=2, epochs=48,
                              growth_epochs=3, train_epochs=40, rounds=4, prune_ratio=0.5, retrain_epochs=3,
                              final_epochs=6, tolerance=4, batch=8, lr=3e-3), kept=False,
-            captions=Captions(MINI_SCENES, "tiny", hidden=64, epochs=16, lr=3e-3, batch=32, dropout=0.2)),
+            captions=Captions(MINI_SCENES, "tiny", hidden=128, epochs=16, lr=5e-3, batch=32, dropout=0.2)),
     Profile("desk", Speech("data/an4", hidden=256, channels=16, lstm_layers=3, hlstm_layers=2, epochs=87,
                            growth_epochs=3, train_epochs=48, rounds=3, prune_ratio=0.5, retrain_epochs=5,
                            final_epochs=24, tolerance=6, lr=1e-3, retrain_lr=1.0), kept=True,

@@ -168,7 +168,8 @@ class Column:
     """A column of a comparison: what a record holds and which figure of a paper's model stands beside it.
 
     `of_record(record, baseline)` gives a number or None; `baseline` holds the profile's records of
-    the first row, which compression is measured against.
+    the first row, which compression is measured against. Runs of the small profiles show only what is
+    `main`.
     """
 
     heading: str
@@ -176,9 +177,10 @@ class Column:
     of_record: Callable[[RunRecord, list[RunRecord]], float | None]
     show: Callable[[float], str]
     seeds: bool = False
+    main: bool = True
 
 
-def _compression(record: RunRecord, baseline: list[RunRecord]) -> float | None:
+def compression(record: RunRecord, baseline: list[RunRecord]) -> float | None:
     """How many times fewer live recurrent weights than the baseline (the mean of its seeds)."""
     if not baseline or not record.counts.cell.nonzero_params:
         return None
@@ -188,7 +190,7 @@ def _compression(record: RunRecord, baseline: list[RunRecord]) -> float | None:
 
 SPEECH = (
     Column("recurrent weights", "params", lambda record, _: record.counts.cell.nonzero_params, short),
-    Column("compression", "compression", _compression, factor),
+    Column("compression", "compression", compression, factor),
     Column("FLOPs a frame", "flops", lambda record, _: record.counts.cell.nonzero_flops, short),
     Column("WER %", "wer", lambda record, _: record.scores.get("wer"), percent, seeds=True),
     Column("CER %", "cer", lambda record, _: record.scores.get("cer"), percent, seeds=True),
@@ -206,44 +208,52 @@ def compare(
     name: str,
     caption: str,
     benchmark: str,
-    rows: list[tuple[str, str | None, str | None]],
+    rows: Iterable[tuple],
     columns: Iterable[Column],
-    profile: str,
+    profile: str | None,
     root: str | Path | None = None,
 ) -> Table:
     """The paper, the recorded runs and this run side by side.
 
     Args:
-        rows: (name, model of the paper or None, experiment or None); the first row with an
-            experiment is the baseline of the compression.
-        profile: that of "this run"; where it is the recorded one, the two groups are one.
+        rows: (name, model of the paper or None, experiment or None) and, optional, a function that says
+            what of a record the row shows (record -> record); the first row with an experiment is the
+            baseline of the compression.
+        profile: that of "this run"; where it is the recorded one, the two groups are one. None: the
+            recorded runs alone.
         root: repository of the records, as `records.path_of` takes it.
     """
-    baseline = next(experiment for _, _, experiment in rows if experiment)
+    rows = [(*row, None)[:4] for row in rows]
+    baseline = next(experiment for _, _, experiment, _ in rows if experiment)
     columns = list(columns)
-    told = [c for c in columns if any(m and c.paper in paper.model(benchmark, m).figures for _, m, _ in rows)]
-    groups = {RECORDED: f"recorded ({RECORDED})", profile: f"this run ({profile})"}
+    told = [c for c in columns if any(m and c.paper in paper.model(benchmark, m).figures for _, m, _, _ in rows)]
+    groups = {RECORDED: f"recorded ({RECORDED})"}
     if profile == RECORDED:
         groups = {RECORDED: f"recorded ({RECORDED}), this run"}
+    elif profile:
+        groups[profile] = f"this run ({profile})"
+    shown = {g: [c for c in columns if c.main or g not in records.LOCAL] for g in groups}
     heads = [("paper", column.heading) for column in told]
-    heads += [(text, column.heading) for text in groups.values() for column in columns]
-    ran = [experiment for _, _, experiment in rows if experiment]
-    runs = {(shown, each): records.find(shown, each, root) for shown in groups for each in ran}
+    heads += [(text, column.heading) for group, text in groups.items() for column in shown[group]]
+    ran = list(dict.fromkeys(experiment for _, _, experiment, _ in rows if experiment))
+    runs = {(group, each): records.find(group, each, root) for group in groups for each in ran}
     lines = []
-    for row, model, experiment in rows:
+    for row, model, experiment, view in rows:
         cells = [_paper_cell(benchmark, model, column) for column in told]
-        for shown in groups:
-            for column in columns:
-                base, own = runs[shown, baseline], runs.get((shown, experiment), [])
-                values = [value for run in own if (value := column.of_record(run, base)) is not None]
+        for group in groups:
+            own = runs.get((group, experiment), [])
+            own = [view(record) for record in own] if view else own
+            for column in shown[group]:
+                values = [column.of_record(record, runs[group, baseline]) for record in own]
+                values = [value for value in values if value is not None]
                 cells.append(spread(values, column.show, seeds=column.seeds))
         lines.append((row, cells))
     notes = [paper.FOOTNOTE] if any(paper.DAGGER in cell for _, cells in lines for cell in cells) else []
     if any(MISSING in cells for _, cells in lines):
         notes.append(f"{MISSING} the paper gives no such figure, or we ran no such model")
-    for shown in groups:
-        if lacking := [each for each in ran if not runs[shown, each]]:
-            notes.append(f"{MISSING} no record yet in the profile {shown}: {', '.join(lacking)}")
+    for group in groups:
+        if lacking := [each for each in ran if not runs[group, each]]:
+            notes.append(f"{MISSING} no record yet in the profile {group}: {', '.join(lacking)}")
     return Table(name, caption, "model", heads, lines, notes)
 
 
@@ -363,5 +373,11 @@ def stamp(profile: str, record: RunRecord | None = None) -> Html:
 
 def report(profile: str, root: str | Path | None = None) -> str:
     """All tables of a profile as text, for the command line."""
-    tables = [tab_ds2_models(profile, root), tab_runs(profile, root=root)]
+    from . import caption_tables as captions  # which is made from this file
+
+    tables = [tab_ds2_models(profile, root), captions.tab_neuraltalk_claims(root)]
+    for suffix in captions.CORPORA:
+        for tab in (captions.tab_neuraltalk_cells, captions.tab_neuraltalk_training, captions.tab_neuraltalk_models):
+            tables.append(tab(profile, root, suffix))
+    tables += [captions.tab_neuraltalk_rivals(profile, root), tab_runs(profile, root=root)]
     return "\n\n".join(table.markdown() for table in tables) + "\n"

@@ -27,3 +27,16 @@ def root() -> Path:
 def real_data() -> Path:
     """The folder with an4_sphere.tar.gz; only for tests marked `real`."""
     return Path(os.environ["HLSTM_REAL_DATA"])
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Saves records in a repository of their own and gives its root."""
+    from hlstm_src import records
+
+    def save(*made):
+        for record in made:
+            record.save(records.path_of(record.experiment, record.profile, record.seed, tmp_path))
+        return tmp_path
+
+    return save

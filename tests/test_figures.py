@@ -154,6 +154,16 @@ def test_the_flow_has_a_bar_for_the_seed_and_one_for_each_event(epochs):
     assert written == [f"{event.scores['wer']:.1f}" for event in run.phases]
 
 
+def test_cider_is_no_percentage_and_is_never_cut_off():
+    run = record(SMOKE)
+    for row in [*run.history, *run.phases]:
+        row.scores = {"cider": row.scores["wer"], "perplexity": 3.0}
+    low = drawn(figures.learning_curves({"a run": run})).axes[1]
+    assert low.get_ylabel() == "validation CIDEr" and low.get_ylim()[1] > 130 and "cut off" not in texts(low)
+    assert list(low.lines[0].get_ydata()) == [130, 120, 101, 100]
+    assert drawn(figures.gp_flow(run)).axes[1].get_ylabel() == "validation CIDEr"
+
+
 def test_densities_hold_through_their_epochs():
     run = record(LONG)
     whole = figures.density_over_time(run).axes[0].patches[-5]             # behind it come the shaded phases

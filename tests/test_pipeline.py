@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 
 import pytest
 
@@ -23,6 +24,7 @@ STUB = {
     "hlstm_src/paper.yml": "wer: 8.7\n",
     # Trains when there is no record or the key says so, and keeps a diary.
     "hlstm_src/experiments.py": """
+from fnmatch import fnmatch
 from pathlib import Path
 from . import lstm, paper
 def run(name, profile, seed=0):
@@ -287,12 +289,16 @@ def test_a_graph_that_does_not_hang_together_is_one_clear_message(small, name, t
 # --- the real book ---------------------------------------------------------------------------------
 
 def test_chapters_declare_the_runs_they_ask_for(root):
+    """A name in a chapter's code is that of a run it needs, or of records that its metadata names as files."""
     experiments = pytest.importorskip("hlstm_src.experiments")
     for chapter in graph.chapters(root):
         assert set(chapter.runs) <= set(experiments.CATALOGUE), chapter.page
-        strings = set(re.findall(r"""["']([a-z0-9][a-z0-9-]+)["']""", "\n".join(
-            graph.code_cells(graph.read_notebook(graph.source(chapter.page, root))))))
-        assert strings & set(experiments.CATALOGUE) <= set(chapter.runs), chapter.page
+        notebook = graph.read_notebook(graph.source(chapter.page, root))
+        strings = set(re.findall(r"""["']([a-z0-9][a-z0-9-]+)["']""", "\n".join(graph.code_cells(notebook))))
+        patterns = notebook["metadata"].get("hlstm", {}).get("files", ())
+        read = {name for name in experiments.CATALOGUE for pattern in patterns
+                if fnmatch(graph.record_of(name, "desk", 0), pattern)}
+        assert strings & set(experiments.CATALOGUE) <= set(chapter.runs) | read, chapter.page
 
 
 def test_several_seeds_of_an_experiment_of_seconds_are_one_job(small):

@@ -3,76 +3,13 @@
 import re
 from html.parser import HTMLParser
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hlstm_src import paper, records, tables
-from hlstm_src.records import RunRecord
+from tests.recorded import cell, make
 
 MODELS = ["ds2-lstm", "ds2-hlstm", "ds2-hlstm-gp"]
-
-
-def count(params, live):
-    return {
-        "params": params,
-        "nonzero_params": live,
-        "macs": params,
-        "nonzero_macs": live,
-        "flops": 2 * params,
-        "nonzero_flops": 2 * live,
-    }
-
-
-def make(experiment, profile, seed=0, live=1000, **changes) -> RunRecord:
-    counts = count(10_000_000, live)
-    fields = {
-        "experiment": experiment,
-        "profile": profile,
-        "seed": seed,
-        "title": "A run",
-        "key": "0" * 64,
-        "recipe": {},
-        "history": [],
-        "scores": {"wer": 15.1, "cer": 6.8},
-        "normalisation": "upper case",
-        "counts": {"cell": counts, "model": counts},
-        "provenance": {
-            "commit": "abcdef0123" + "4" * 30,
-            "dirty": False,
-            "lock_sha256": "2" * 64,
-            "versions": {},
-            "corpus": "an4",
-            "corpus_sha256": "3" * 64,
-            "cpu": "A CPU",
-            "gpu": None,
-            "cores": 2,
-            "threads": 1,
-            "started": "2026-01-31T12:00:00+00:00",
-            "ended": "2026-02-01T12:01:30+00:00",
-            "seconds": 90.0,
-            "command": "run",
-        },
-    }
-    return RunRecord.model_validate(fields | changes)
-
-
-@pytest.fixture
-def store(tmp_path):
-    """Saves records in a repository of their own and gives its root."""
-
-    def save(*made):
-        for record in made:
-            record.save(records.path_of(record.experiment, record.profile, record.seed, tmp_path))
-        return tmp_path
-
-    return save
-
-
-def cell(table, row, group, heading):
-    place = table.columns.index((group, heading))
-    (cells,) = [cells for name, cells in table.rows if name == row]
-    return cells[place]
 
 
 class Page(HTMLParser):

@@ -49,7 +49,7 @@ class Chapter:
     runs: tuple[str, ...]
     corpora: tuple[str, ...]
     code: tuple[str, ...]
-    files: tuple[str, ...] = ()  # other recorded results that it reads, those that are there
+    files: tuple[str, ...] = ()  # other recorded results that it reads (patterns), those that are there
 
 
 def pages(root: Path = ROOT) -> list[str]:
@@ -113,7 +113,8 @@ def chapters(root: Path = ROOT) -> list[Chapter]:
             raise GraphError(f"{page}.ipynb: a code cell is no Python ({error.msg}: "
                              f"{(error.text or '').strip()!r}); correct the cell") from None
         code = closure((file for tree in trees for file in imports(tree, None, root)), root)
-        files = tuple(name for name in needs.get("files", ()) if (root / name).is_file())
+        files = tuple(path.relative_to(root).as_posix() for name in needs.get("files", ())
+                      for path in sorted(root.glob(name)))
         found.append(Chapter(page, tuple(needs.get("runs", ())), tuple(needs.get("corpora", ())), code, files))
     return found
 
