@@ -10,7 +10,7 @@ from . import scores
 from .audio import ALPHABET, BINS
 from .caption_scores import caption_scores
 from .corpora import CaptionCorpus, Picture, SpeechCorpus
-from .counting import Counts, count, output_positions
+from .counting import Counts, count, output_positions, zero_shares
 from .deepspeech2 import DeepSpeech2
 from .neuraltalk import NeuralTalk
 from .search import BEAMS
@@ -84,7 +84,8 @@ class Captions:
                 "java": task["java"]}
 
     def results(self, model: NeuralTalk, task: CaptionTask) -> dict:
-        """Test scores: all of them of greedy captions, CIDEr for each beam (`cider_beam2`, ...), perplexity."""
+        """Test scores: all of them of greedy captions, CIDEr for each beam (`cider_beam2`, ...), perplexity, and of an
+        H-LSTM the percentage of hidden units in the gates that are exactly zero (`zero_units`)."""
         test = self.corpus.split("test", limit=task.limit)
         said, scores, normalisation = self.scored(model, task, test)
         return {"scores": scores, "valid_scores": task.evaluate(model, CPU), "normalisation": normalisation,
@@ -98,7 +99,11 @@ class Captions:
                                               use_java=task.java)
         wider = {f"{name}_beam{beam}": scores[name] for beam, scores in zip(BEAMS[1:], found[1:])
                  for name in ("cider", "bleu4", "meteor") if name in scores}
-        return said[0], found[0] | wider | {"perplexity": task.perplexity(model, pictures, CPU)}, normalisation
+        others = {"perplexity": task.perplexity(model, pictures, CPU)}
+        if getattr(model.rnn, "gate_layers", 0):
+            zeros = zero_shares(model, task.unpadded(pictures)).values()
+            others["zero_units"] = 100 * float(torch.cat([share.flatten() for share in zeros]).mean())
+        return said[0], found[0] | wider | others, normalisation
 
     @staticmethod
     def counts(model: NeuralTalk, masks: dict[str, Tensor]) -> dict:

@@ -11,9 +11,11 @@ import re
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from . import paper, records
 from .paper import short
+from .profiles import PROFILES
 from .records import RunRecord
 from .search import BEAMS
 from .tables import MISSING, RECORDED, Column, Table, compare, compression, density, factor
@@ -137,17 +139,21 @@ def tab_neuraltalk_models(profile: str, root: str | Path | None = None, suffix: 
                  profile, root, suffix)
 
 
-def tab_activations(profile: str, zeros: Mapping[tuple[str, str, int], float],
+def tab_activations(profile: str, zeros: Mapping[tuple[str, str, int], float] = MappingProxyType({}),
                     root: str | Path | None = None) -> Table:
     """Activations inside the gates (`tab-activations`): score, and share of hidden units that are exactly zero.
 
-    zeros: that share between 0 and 1, measured by whoever has model and corpus, by (profile, experiment, seed).
+    zeros: that share between 0 and 1, measured by whoever has model and corpus, by (profile, experiment, seed), where a
+    record does not have it (`zero_units`, in percent). The run with the profile's own activation is `nt-hlstm1`.
     """
-    rows = [(name, None, f"nt-hlstm1-{key}") for name, key in
+    def share_of(record: RunRecord, _) -> float | None:
+        recorded = record.scores.get("zero_units")
+        return zeros.get((record.profile, record.experiment, record.seed)) if recorded is None else recorded / 100
+    usual = PROFILES[RECORDED].captions.activation
+    rows = [(name, None, "nt-hlstm1" if key == usual else f"nt-hlstm1-{key}") for name, key in
             (("ReLU", "relu"), ("leaky ReLU", "leaky_relu"), ("tanh", "tanh"))]
-    share = Column("zero units", "", lambda r, _: zeros.get((r.profile, r.experiment, r.seed)), density, seeds=True)
     table = _made("tab-activations", "Activations in the gates of the dense H-LSTM", rows,
-                  [CIDER, PERPLEXITY, share], profile, root)
+                  [CIDER, PERPLEXITY, Column("zero units", "", share_of, density, seeds=True)], profile, root)
     table.corner = "activation"
     return table
 

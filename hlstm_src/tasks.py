@@ -1,6 +1,7 @@
 """What training asks of a benchmark: batches, a loss, and a score. The loop knows nothing else of it."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -133,6 +134,13 @@ class CaptionTask:
             logits = model(features[list(numbers)].to(device), inputs.to(device))
             total, count = total + words * caption_loss(logits, targets.to(device)).item(), count + words
         return math.exp(total / count)
+
+    def unpadded(self, pictures: list[Picture]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The captions of pictures in batches of equal length, as the model reads them: features, inputs."""
+        pairs, features = self._pairs(pictures), self.corpus.features(pictures)
+        for length in sorted({len(words) for _, words in pairs}):
+            numbers, captions = zip(*(pair for pair in pairs if len(pair[1]) == length))
+            yield features[list(numbers)], collate(list(captions))[0]
 
     def evaluate(self, model: NeuralTalk, device: torch.device) -> dict[str, float]:
         """Validation CIDEr in percent, and perplexity."""

@@ -101,11 +101,14 @@ def test_flowers_stand_alone(store):
 
 
 def test_activations_show_the_zeros_that_were_measured_or_recorded(store):
-    root = store(captions("nt-hlstm1-relu"), captions("nt-hlstm1-relu", seed=1), captions("nt-hlstm1-tanh"))
-    zeros = {("desk", "nt-hlstm1-relu", 0): 0.4, ("desk", "nt-hlstm1-relu", 1): 0.6}
+    recorded = captions("nt-hlstm1-relu")
+    recorded.scores["zero_units"] = 40.0
+    root = store(recorded, captions("nt-hlstm1-relu", seed=1), captions("nt-hlstm1"))
+    zeros = {("desk", "nt-hlstm1-relu", 0): 0.9, ("desk", "nt-hlstm1-relu", 1): 0.6}
     table = ct.tab_activations("laptop", zeros, root)
     assert cell(table, "ReLU", DESK, "zero units") == "50.0 % (40.0 %-60.0 %), n=2"
     assert cell(table, "tanh", DESK, "zero units") == tables.MISSING
+    assert cell(table, "tanh", DESK, "CIDEr").endswith("one seed")
 
 
 def test_without_records_nothing_is_judged(store):

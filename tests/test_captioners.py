@@ -181,6 +181,20 @@ def test_the_compact_models_are_at_least_as_small_as_the_papers_and_alike(profil
     assert cells["nt-lstm1"] * 3 == cells["nt-lstm3"] and cells["nt-hlstm1"] * 2 == cells["nt-lstm3"]
 
 
+@pytest.mark.parametrize("name, zero", [("nt-hlstm1-relu", True), ("nt-hlstm1", False), ("nt-lstm1", None)])
+def test_a_record_says_how_many_units_in_the_gates_are_zero(name, zero):
+    made = experiments.trainer(name, "smoke", progress=False)
+    bench = experiments.benchmark(experiments.recipe(name, "smoke"), profiles.profile("smoke"))
+    pictures = bench.corpus.split("test", limit=12)
+    scores = bench.scored(made.model, made.task, pictures)[1]
+    assert ("zero_units" in scores) == (zero is not None)
+    if zero is not None:
+        assert 20 < scores["zero_units"] < 80 if zero else scores["zero_units"] == 0
+    read = list(made.task.unpadded(pictures))
+    assert sum(len(inputs) for _, inputs in read) == sum(len(p.captions) for p in pictures)
+    assert all((inputs[:, 1:] != 0).all() and len(features) == len(inputs) for features, inputs in read)
+
+
 def test_the_paper_profile_trains_as_the_paper_did():
     for name in NAMES:
         recipe = experiments.recipe(name, "paper")
