@@ -1,7 +1,5 @@
 """Pictures of captioning: nothing cut off, nothing overlapping, and what is drawn is what was given."""
 
-import itertools
-
 import matplotlib
 import numpy as np
 import pytest
@@ -12,21 +10,9 @@ from hypothesis import strategies as st
 from hlstm_src import caption_figures as cf
 from hlstm_src.caption_figures import Node, Said
 from hlstm_src.neuraltalk import NeuralTalk
-from tests.pictures import drawn
+from tests.pictures import drawn, overlaps, texts
 
 WORDS = ["a", "of", "star", "purple", "background", "to"]
-
-
-def texts(picture) -> list[str]:
-    return [t.get_text() for t in picture.findobj(matplotlib.text.Text) if t.get_text()]
-
-
-def overlaps(picture) -> list[tuple[str, str]]:
-    """Pairs of texts that cover each other."""
-    renderer = picture.canvas.get_renderer()
-    said = [*picture.texts, *(t for ax in picture.axes for t in ax.texts)]
-    boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in said]
-    return [(a, b) for (a, one), (b, other) in itertools.combinations(boxes, 2) if one.overlaps(other)]
 
 
 @st.composite

@@ -1,7 +1,5 @@
 """Drawings: nothing cut off, nothing overlapping, and what is drawn is what was given."""
 
-import itertools
-
 import matplotlib
 import numpy as np
 import pytest
@@ -11,20 +9,7 @@ from hypothesis import strategies as st
 
 from hlstm_src import HLSTM, drawings
 from hlstm_src.counting import Counts
-from tests.pictures import drawn
-
-
-def texts(picture) -> list[str]:
-    return [t.get_text() for t in picture.findobj(matplotlib.text.Text) if t.get_text()]
-
-
-def overlaps(picture) -> list[tuple[str, str]]:
-    """Pairs of texts that cover each other."""
-    renderer = picture.canvas.get_renderer()
-    said = [*picture.texts, *(t for ax in picture.axes for t in ax.texts)]
-    boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in said]
-    assert len(boxes) > 1
-    return [(a, b) for (a, one), (b, other) in itertools.combinations(boxes, 2) if one.overlaps(other)]
+from tests.pictures import drawn, overlaps, texts
 
 
 def test_the_cells_stand_side_by_side_and_differ_by_the_hidden_layers():

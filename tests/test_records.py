@@ -12,48 +12,22 @@ from hypothesis import strategies as st
 
 from hlstm_src import records
 from hlstm_src.records import RecordError, RunRecord
+from tests import recorded
 
 COUNT = ("params", "macs", "flops")
 
 
 def make(experiment="ds2-lstm", profile="smoke", seed=0, **changes) -> RunRecord:
-    """A small valid record."""
-    count = {"params": 100, "nonzero_params": 40, "macs": 100, "nonzero_macs": 40, "flops": 200}
-    count["nonzero_flops"] = 80
-    fields = {
-        "experiment": experiment,
-        "profile": profile,
-        "seed": seed,
-        "title": "A run",
-        "key": "0" * 64,
+    """A small valid record with something in every field."""
+    return recorded.make(experiment, profile, seed, **{
         "recipe": {"width": 4, "betas": (0.9, 0.999)},
         "history": [{"epoch": 1, "phase": "train", "loss": 2.5, "lr": 1e-3, "seconds": 1.5}],
         "phases": [{"phase": "prune", "epoch": 1, "density": 0.4, "nonzero": 40, "kept": True}],
-        "scores": {"wer": 15.1, "cer": 6.8},
         "valid_scores": {"wer": 14.0},
-        "normalisation": "upper case",
+        "counts": {part: recorded.count(100, 40) for part in ("cell", "model")},
         "samples": [{"id": "a", "reference": "YES", "hypothesis": "YES"}],
-        "counts": {"cell": count, "model": count},
         "latency": [{"engine": "torch", "threads": 1, "case": "one step", "microseconds": 325.0}],
-        "model": {"file": "seed0.safetensors", "sha256": "1" * 64, "bytes": 10},
-        "provenance": {
-            "commit": "c" * 40,
-            "dirty": False,
-            "lock_sha256": "2" * 64,
-            "versions": {"python": "3.11"},
-            "corpus": "mini_speech",
-            "corpus_sha256": "3" * 64,
-            "cpu": "A CPU",
-            "gpu": None,
-            "cores": 2,
-            "threads": 1,
-            "started": "2026-01-31T12:00:00+00:00",
-            "ended": "2026-01-31T12:01:00+00:00",
-            "seconds": 60.0,
-            "command": "python -m hlstm_src run ds2-lstm",
-        },
-    }
-    return RunRecord.model_validate(fields | changes)
+        "model": {"file": "seed0.safetensors", "sha256": "1" * 64, "bytes": 10}} | changes)
 
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
