@@ -120,7 +120,8 @@ def store_features(
             bar.update(len(batch))
     dtype = np.uint8 if encoder.dtype == torch.uint8 else np.float16
     rows = torch.from_numpy(np.fromfile(part, dtype).reshape(len(pictures), *encoder.shape))
-    write_atomic(path, save({"features": rows}, metadata=about | {"skipped": json.dumps(skipped)}))
+    about |= {"weights": encoder.weights, "skipped": json.dumps(skipped)}
+    write_atomic(path, save({"features": rows}, metadata=about))
     part.unlink()
     state.unlink(missing_ok=True)
     return path, True

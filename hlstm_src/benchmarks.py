@@ -64,15 +64,15 @@ class Speech:
 
 
 class Captions:
-    """Image captioning: NeuralTalk on a corpus with stored features, or with pixels for the encoder `tiny`."""
+    """Image captioning: NeuralTalk on a corpus with stored features, or with pixels for an encoder that learns."""
     masked = "rnn.weight_*"                # the matrices of the recurrent layers; the output projection stays dense
     make = NeuralTalk
 
     def __init__(self, corpus: CaptionCorpus):
         self.corpus, self.name, self.sha256 = corpus, corpus.name, corpus.sha256
         tiny = corpus.encoder == "tiny"
-        width = 256 if tiny else corpus.features(corpus.pictures[:1]).shape[1]
-        self.sizes = {"words": len(corpus.vocabulary), "features": width, "encoder": "tiny" if tiny else None}
+        self.sizes = {"words": len(corpus.vocabulary), "features": 256 if tiny else corpus.width,
+                      "encoder": corpus.encoder if tiny or corpus.pixels else None}
 
     def task(self, seed: int, corpus: str = "", encoder: str = "", **sizes) -> CaptionTask:
         return CaptionTask(self.corpus, seed=seed, **sizes)
@@ -101,7 +101,7 @@ class Captions:
                  for name in ("cider", "bleu4", "meteor") if name in scores}
         others = {"perplexity": task.perplexity(model, pictures, CPU)}
         if getattr(model.rnn, "gate_layers", 0):
-            zeros = zero_shares(model, task.unpadded(pictures)).values()
+            zeros = zero_shares(model, task.unpadded(model, pictures)).values()
             others["zero_units"] = 100 * float(torch.cat([share.flatten() for share in zeros]).mean())
         return said[0], found[0] | wider | others, normalisation
 

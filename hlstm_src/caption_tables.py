@@ -129,6 +129,14 @@ def tab_neuraltalk_rivals(profile: str, root: str | Path | None = None) -> Table
     return table
 
 
+def tab_neuraltalk_tuned(profile: str, root: str | Path | None = None) -> Table:
+    """With the encoder as it came, and trained on together with the decoder; recorded runs alone."""
+    rows = [(f"{title}{', encoder trained on' if end else ''}", None, name + end, at_beam(BEAM))
+            for title, name in (("LSTM x1", PLAIN), ("compact", COMPACT)) for end in ("", "-tuned")]
+    return compare("tab-neuraltalk-tuned", f"The encoder trained on (beam {BEAM}), {CORPORA['']}", "neuraltalk", rows,
+                   [SIZE, CIDER, PERPLEXITY], profile if profile in records.KEPT else None, root)
+
+
 def tab_neuraltalk_models(profile: str, root: str | Path | None = None, suffix: str = "") -> Table:
     """The three models against the baselines (`tab-neuraltalk-models`): weights, FLOPs, time, CIDEr."""
     rows = [(f"LSTM x{n}", f"lstm_x{n}", f"nt-lstm{n}", at_beam(BEAM)) for n in (3, 2, 1)]

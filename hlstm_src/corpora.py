@@ -6,6 +6,7 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -198,11 +199,14 @@ class CaptionCorpus:
     `encoder`, `feature` and `features` read what `python -m data_prep.features` stored for it. The encoder `tiny` is
     trained with the captioner, so its features are the pixels, (3, 64, 64) in [0, 1], and need no store.
 
+    With `pixels`, the features of a large encoder are the pixels that it reads, (3, 224, 224), decoded at each call, so
+    that it can be trained on; its store tells which weights it began with.
+
     Raises CorpusError if the corpus or its feature store is missing, damaged, or was made for another one.
     """
 
-    def __init__(self, folder: str | Path, encoder: str | None = None):
-        self.folder, self.encoder = Path(folder), encoder
+    def __init__(self, folder: str | Path, encoder: str | None = None, pixels: bool = False):
+        self.folder, self.encoder, self.pixels = Path(folder), encoder, pixels and encoder not in (None, "tiny")
         about = self.folder / "corpus.json"
         try:
             self.info = json.loads(about.read_text(encoding="utf-8"))
@@ -303,7 +307,7 @@ class CaptionCorpus:
                                      "the file and prepare the corpus again, or pass --skip-broken") from None
 
     def features(self, pictures: Iterable[Picture]) -> Tensor:
-        """Features of pictures, float32, (N, D); of the encoder `tiny` (N, 3, 64, 64)."""
+        """Features of pictures, float32, (N, D); of `tiny` (N, 3, 64, 64), with `pixels` (N, 3, 224, 224)."""
         if self.encoder is None:
             raise CorpusError(f"{self.folder}: opened without an encoder; say CaptionCorpus(folder, encoder)")
         if self._features is None:  # tiny: decoded once, then kept, 12 KB a picture
@@ -312,8 +316,17 @@ class CaptionCorpus:
         for p in pictures:
             if p.id in self.skipped:
                 raise CorpusError(f"{p.path}: the encoder {self.encoder} skipped this picture; leave it out")
+        if self.pixels:
+            from .encoders import PREPARE
+            with ThreadPoolExecutor() as pool:
+                return torch.stack(list(pool.map(lambda p: PREPARE[self.encoder](self.image(p)), pictures)))
         rows = self._features[[self._row[p.id] for p in pictures]].float()
         return rows / 255 if self._features.dtype == torch.uint8 else rows
+
+    @property
+    def width(self) -> int:
+        """D, numbers in a stored feature."""
+        return self._features.shape[1]
 
     def feature(self, picture: Picture) -> Tensor:
         """The feature of one picture, float32, (D); of the encoder `tiny` (3, 64, 64)."""

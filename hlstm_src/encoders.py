@@ -5,7 +5,8 @@
                         in a Python package, so it works where no model hub can be reached
     tiny                the pixels themselves; the small network `TinyCNN` is trained together with the captioner
 
-Both large encoders were trained on ImageNet. Features are stored once, by `python -m data_prep.features`.
+Both large encoders were trained on ImageNet. Features are stored once, by `python -m data_prep.features`; when the
+decoder has learnt to read them, encoder and decoder may be trained on together (`Pretrained`).
 """
 
 import hashlib
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .corpora import SIDE, pixels
+from .errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,7 +29,7 @@ ENCODERS = ("vgg16", "efficientnet_lite0", "tiny")
 BILINEAR, BICUBIC = 2, 3                           # Pillow's names for them
 
 
-class EncoderError(Exception):
+class EncoderError(UserError):
     """An encoder cannot be used; the message says what is missing and what to do."""
 
 
@@ -40,6 +42,7 @@ class Encoder:
     prepare: Callable[["Image"], Tensor]
     network: nn.Module
     device: str = "cpu"
+    weights: str = ""                              # the file they came from, "random", or "" for the usual ones
 
     @property
     def dtype(self) -> torch.dtype:
@@ -71,9 +74,10 @@ def load_encoder(name: str, weights: str | Path | None = None, device: str = "cp
         raise EncoderError(f"encoder {name!r}: unknown; there are: {', '.join(ENCODERS)}")
     if name == "efficientnet_lite0" and weights is not None:
         raise EncoderError(f"encoder {name}: brings its own weights; leave --weights out")
-    network, prepare, size = _vgg16(weights) if name == "vgg16" else _efficientnet_lite0()
+    network, size = _vgg16(weights) if name == "vgg16" else _efficientnet_lite0()
+    prepare = PREPARE[name]
     network = network.eval().requires_grad_(False)
-    return Encoder(name, (size,), digest(network), prepare, network.to(device), device)
+    return Encoder(name, (size,), digest(network), prepare, network.to(device), device, str(weights or ""))
 
 
 def digest(network: nn.Module) -> str:
@@ -118,7 +122,7 @@ def _vgg16(weights: str | Path | None):
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise EncoderError(f"encoder vgg16: no weights from {weights or 'the model hub'} ({reason}); fetch "
                                "vgg16-397923af.pth of torchvision and pass --weights FILE") from None
-    return nn.Sequential(model.features, model.avgpool, nn.Flatten(), model.classifier[:5]), _vgg16_input, 4096
+    return nn.Sequential(model.features, model.avgpool, nn.Flatten(), model.classifier[:5]), 4096
 
 
 def _efficientnet_lite0_input(image: "Image") -> Tensor:
@@ -150,7 +154,41 @@ def _efficientnet_lite0():
         def forward(self, x: Tensor) -> Tensor:
             return self.model.extract_features(x).mean((2, 3))
 
-    return Pooled(), _efficientnet_lite0_input, 1280
+    return Pooled(), 1280
+
+
+# RGB picture of any size -> what the network reads, (3, height, width)
+PREPARE: dict[str, Callable[["Image"], Tensor]] = {
+    "vgg16": _vgg16_input, "efficientnet_lite0": _efficientnet_lite0_input, "tiny": pixels}
+
+
+class Pretrained(nn.Module):
+    """A large encoder as a part of the captioner, to be trained on with it: (B, 3, 224, 224) -> features (B, D).
+
+    weights: as `load_encoder`. Its normalisation and dropout stay as they are in use: a few pictures a batch would
+    unsettle the means of a million.
+    """
+
+    def __init__(self, name: str, weights: str | Path | None = None):
+        super().__init__()
+        made = load_encoder(name, weights)
+        self.network, self.weights_sha256 = made.network.requires_grad_(True), made.weights_sha256
+        if name == "efficientnet_lite0":
+            self.network.model._fc = nn.Identity()                 # its classifier, which no feature passes
+        super().train(False)
+
+    def train(self, mode: bool = True) -> "Pretrained":
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+
+def learner(name: str, size: int) -> nn.Module:
+    """An encoder that learns, from pixels to `size` numbers, before it has any particular weights."""
+    if name == "tiny":
+        return TinyCNN(size)
+    return Pretrained(name, "random" if name == "vgg16" else None)
 
 
 class TinyCNN(nn.Module):

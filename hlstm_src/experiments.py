@@ -9,7 +9,7 @@ are made anew only with `force=True`.
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,9 @@ from torch import nn
 
 from . import benchmarks, records, rivals, scores
 from .audio import ALPHABET
-from .corpora import CaptionCorpus, SpeechCorpus
+from .corpora import CaptionCorpus, CorpusError, SpeechCorpus
 from .deepspeech2 import DeepSpeech2, spectrogram
+from .encoders import Pretrained
 from .lstm import HLSTM
 from .masks import ConnectionMasks, live_count, load_model, load_tensors, save_model
 from .neuraltalk import NeuralTalk
@@ -48,6 +49,7 @@ class Recipe:
     seed_density: float | None = None  # share of connections that the sparse seed starts with; None: dense, no masks
     masked: str = benchmarks.Speech.masked
     benchmark: str = "speech"
+    finetune: dict | None = None       # of a captioner: `epochs` at `lr` in which its encoder learns, too; at the end
 
 
 def _speech(s: Speech, title: str, cell: str, layers: int, schedule: dict, **options) -> Recipe:
@@ -106,10 +108,12 @@ def _cell(c: Captions, cell: str, layers: int = 1, hidden: int | None = None) ->
 
 
 def _captioner(c: Captions, title: str, cell: str = "hlstm", layers: int = 1, rival: str = "dense",
-               compact: bool = False, activation: str | None = None, output: bool = False) -> Recipe:
+               compact: bool = False, activation: str | None = None, output: bool = False,
+               tuned: bool = False) -> Recipe:
     """A captioner. A sparse one ends at the density of the accurate model or, if `compact`, with at least
     `compression` times fewer live weights in the cell than the LSTM x3 has; "small-dense" is so narrow instead. With
-    `output` the output projection is as sparse: its weights and the cell's are ranked together."""
+    `output` the output projection is as sparse: its weights and the cell's are ranked together. A `tuned` one learns on
+    together with its encoder, which until then was only read."""
     size, hidden = rivals.parameters_left(_cell(c, "hlstm")), c.hidden
     most = rivals.parameters_left(_cell(c, "lstm", 3)) / c.compression
     if rival == "small-dense":
@@ -124,7 +128,9 @@ def _captioner(c: Captions, title: str, cell: str = "hlstm", layers: int = 1, ri
                         patience=c.patience if dense else None, precision=c.precision, fused=True)
     return Recipe(title, model, schedule, settings,
                   {"corpus": c.corpus, "encoder": c.encoder, "batch": c.batch, "limit": c.limit, "java": c.java},
-                  masked="[ro][nu]*weight*" if output else benchmarks.Captions.masked, benchmark="captions")
+                  masked="[ro][nu]*weight*" if output else benchmarks.Captions.masked, benchmark="captions",
+                  finetune={"epochs": c.finetune_epochs, "lr": c.finetune_lr}
+                  if c.finetune_epochs and (tuned or c.finetune_all) else None)
 
 
 _CAPTIONERS = {
@@ -139,12 +145,16 @@ _CAPTIONERS = {
                                  compact=True),
     "nt-hlstm1-compact-output": partial(_captioner, title="NeuralTalk, H-LSTM x1, compact, output projection, too",
                                         rival="gp", compact=True, output=True),
+    "nt-lstm1-tuned": partial(_captioner, title="NeuralTalk, LSTM x1, dense, its encoder trained on", cell="lstm",
+                              tuned=True),
+    "nt-hlstm1-compact-tuned": partial(_captioner, title="NeuralTalk, H-LSTM x1, compact, its encoder trained on",
+                                       rival="gp", compact=True, tuned=True),
     "nt-small-lstm": partial(_captioner, title="NeuralTalk, LSTM x1 as small as the compact model", cell="lstm",
                              rival="small-dense"),
     "nt-small-hlstm": partial(_captioner, title="NeuralTalk, H-LSTM x1 as small as the compact model",
                               rival="small-dense"),
 }
-ONCE = "nt-gru1", "nt-hlstm1-prune", "nt-hlstm1-compact-output"
+ONCE = "nt-gru1", "nt-hlstm1-prune", "nt-hlstm1-compact-output", "nt-lstm1-tuned", "nt-hlstm1-compact-tuned"
 TWICE = tuple(name for name in _CAPTIONERS if name not in ONCE)    # on both corpora
 _CAPTIONERS |= {f"nt-hlstm1-{activation}": partial(_captioner, title=f"NeuralTalk, H-LSTM x1, {activation}",
                                                    activation=activation)
@@ -201,7 +211,11 @@ def run(name: str, profile_name: str = "laptop", seed: int = 0, *, force: bool =
         if record and record.key == key and path.with_suffix(".safetensors").exists():
             return record
     provenance = records.provenance(bench.name, bench.sha256)
-    trainer = _train(made, bench, seed, path, key, f"{name} {profile_name} seed {seed}", progress)
+    told, files = f"{name} {profile_name} seed {seed}", [path.with_suffix(".checkpoint")]
+    trainer = _train(made, bench, seed, files[0], key, told, progress)
+    if made.finetune:
+        files.append(path.with_suffix(".finetune.checkpoint"))
+        trainer, bench = _finetune(trainer, made, bench, seed, files[1], told, progress)
     file = path.with_suffix(".safetensors")
     save_model(file, trainer.model, trainer.masks, {"format": 1, "experiment": name, "profile": profile_name,
                                                     "seed": seed, "benchmark": made.benchmark,
@@ -216,8 +230,8 @@ def run(name: str, profile_name: str = "laptop", seed: int = 0, *, force: bool =
                "bytes": file.stat().st_size},
         provenance=provenance.closed(trainer.seconds))
     record.save(path)
-    if trainer.checkpoint is not None:
-        trainer.checkpoint.unlink(missing_ok=True)
+    for checkpoint in files:
+        checkpoint.unlink(missing_ok=True)
     return record
 
 
@@ -253,6 +267,33 @@ def _train(made: Recipe, bench, seed: int, path: Path, key: str, name: str, prog
     return trainer
 
 
+def _finetune(first: Trainer, made: Recipe, bench: benchmarks.Captions, seed: int, checkpoint: Path, name: str,
+              progress: bool) -> tuple[Trainer, benchmarks.Captions]:
+    """Trains on with the encoder learning, too (paper: Experiments); connections stay as they are.
+
+    Returns what tells of both parts together: the trainer, and the benchmark that reads pixels. The learning rate is
+    constant. Raises CorpusError where the encoder's weights are not those which made the stored features.
+    """
+    stored = bench.corpus.encoder_info
+    bench = benchmarks.Captions(CaptionCorpus(bench.corpus.folder, bench.corpus.encoder, pixels=True))
+    if bench.corpus.pixels:                                        # the encoder `tiny` learns from the start
+        first.model.encoder = Pretrained(stored["encoder"], stored.get("weights") or None).to(first.accelerator.device)
+        if first.model.encoder.weights_sha256 != stored["weights_sha256"]:
+            raise CorpusError(f"{bench.corpus.folder}: its features were made with other weights of {stored['encoder']}"
+                              "; make them again with `python -m data_prep.features`")
+    settings = replace(made.settings, lr=made.finetune["lr"], decay=1.0, patience=None)
+    second = Trainer(first.model, bench.task(seed, **made.task), Dense(made.finetune["epochs"], phase="finetune"),
+                     settings, masks=first.masks, seed=seed, checkpoint=checkpoint, key=first.key,
+                     name=f"{name}, with its encoder", progress=progress)
+    second.train()
+    second.model = second.accelerator.unwrap_model(second.prepared, keep_fp32_wrapper=False)
+    for row in second.history:
+        row["epoch"] += len(first.history)
+    second.history, second.phases = first.history + second.history, first.phases
+    second.seconds += first.seconds
+    return second, bench
+
+
 def load(file: Path) -> tuple[nn.Module, dict[str, torch.Tensor], dict]:
     """A stored model: (model in evaluation mode, its masks, its metadata). Raises ValueError naming the file."""
     _, metadata = load_tensors(file)
@@ -272,7 +313,8 @@ def open_corpus(file: Path, folder: Path) -> SpeechCorpus | CaptionCorpus:
     """The corpus in that folder as a stored model wants it. Raises CorpusError, and ValueError for a damaged file."""
     metadata = load_tensors(file)[1]
     if metadata.get("benchmark") == "captions":
-        return CaptionCorpus(folder, metadata["encoder"])
+        own = metadata["model"].get("encoder")                      # a large one that learnt reads pixels
+        return CaptionCorpus(folder, metadata["encoder"], pixels=own is not None)
     return SpeechCorpus(folder)
 
 

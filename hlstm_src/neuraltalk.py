@@ -22,20 +22,22 @@ class NeuralTalk(nn.Module):
     """The captioner. The paper: embedding=hidden=512, dropout=0.5; cell="lstm", layers=3, or cell="hlstm", layers=1.
 
     Args: words V; features D; cell lstm | gru | hlstm; layers; hidden H; embedding E; dropout at the decoder's input
-    and output; encoder: None for stored features (B, D), or "tiny" for a small convolutional network that is trained
-    along, from pixels (B, 3, 64, 64) to D numbers; further options go to `HLSTM` (gate_width, activation, ...).
+    and output; encoder: None for stored features (B, D); "tiny" for a small convolutional network that is trained
+    along, from pixels (B, 3, 64, 64) to D numbers; "vgg16" or "efficientnet_lite0" for one that came trained and is
+    trained on, from (B, 3, 224, 224); further options go to `HLSTM` (gate_width, activation, ...).
     Raises ValueError for an unknown cell or encoder.
     """
 
     def __init__(self, words: int, features: int, cell: str = "lstm", layers: int = 1, hidden: int = 512,
                  embedding: int = 512, dropout: float = 0.5, encoder: str | None = None, **options):
         super().__init__()
-        if encoder not in (None, "tiny"):
-            raise ValueError(f"encoder {encoder!r}: choose 'tiny', or None for stored features")
         self.encoder = None
         if encoder:
-            from .encoders import TinyCNN
-            self.encoder = TinyCNN(features)
+            from .encoders import ENCODERS, learner
+            if encoder not in ENCODERS:
+                raise ValueError(f"encoder {encoder!r}: choose one of {', '.join(ENCODERS)}, or None for stored "
+                                 "features")
+            self.encoder = learner(encoder, features)
         # What all pictures have in common would else grow until it saturates the gates, and hides the picture.
         self.norm = nn.BatchNorm1d(features, affine=False)
         self.picture, self.words = nn.Linear(features, embedding), nn.Embedding(words, embedding)
@@ -59,19 +61,26 @@ class NeuralTalk(nn.Module):
             if name.startswith(f"bias_gate{last}_l" if last else "bias_ih_l"):
                 p[self.rnn.hidden_size:2 * self.rnn.hidden_size] += bias       # the second of the gates' rows
 
-    def forward(self, features: Tensor, inputs: Tensor) -> Tensor:
-        """features (B, D) or pixels (B, 3, 64, 64), inputs (B, L + 1): 0 and the words -> logits (B, L + 1, V).
+    def forward(self, features: Tensor, inputs: Tensor, pictures: Tensor | None = None) -> Tensor:
+        """features (B, D) or pixels (B, 3, height, width), inputs (B, L + 1): 0 and the words -> logits (B, L + 1, V).
 
-        What stands behind a caption's end changes nothing before it.
+        Where several captions share a picture, `pictures` (B) says which of the features each belongs to. What stands
+        behind a caption's end changes nothing before it.
         """
-        x = torch.cat([self.embed(features)[:, None], self.words(inputs)], dim=1).transpose(0, 1)     # (L + 2, B, E)
+        x = self.embed(features)
+        x = x if pictures is None else x[pictures]
+        x = torch.cat([x[:, None], self.words(inputs)], dim=1).transpose(0, 1)                        # (L + 2, B, E)
         y = self.rnn(F.dropout(x, self.dropout, self.training))[0][1:]
         return self.output(F.dropout(y, self.dropout, self.training)).float().transpose(0, 1)
 
     def embed(self, features: Tensor) -> Tensor:
         """Features or pixels -> the decoder's first input, (B, E)."""
-        x = features if self.encoder is None else self.encoder(features)
+        x = self.encode(features)
         return self.picture(self.norm.train(self.training and len(x) > 1)(x))      # one picture has no variance
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels -> features (B, D); features pass."""
+        return pixels if self.encoder is None or pixels.dim() == 2 else self.encoder(pixels)
 
     def start(self, features: Tensor) -> tuple[Tensor, ...]:
         """The decoder's state after the picture: h and c of an LSTM or H-LSTM, h of a GRU, each (layers, B, H)."""

@@ -50,6 +50,9 @@ class Captions:
     batch: int = 64                 # captions
     dropout: float = 0.5
     limit: int | None = None        # use only the first so many pictures of each split
+    finetune_epochs: int = 0        # afterwards, in which the encoder learns, too; 0: none
+    finetune_lr: float = 1e-6       # there, for both
+    finetune_all: bool = False      # of every experiment, not of those named `-tuned` alone
     java: bool = True               # score with the PTB tokeniser and METEOR, where there is a Java
     precision: str = "bf16"
     seeds: int = 1                  # 0, 1, ...: so many runs of each experiment
@@ -96,12 +99,14 @@ PROFILES = {p.name: p for p in (
     Profile("desk", Speech("data/an4", hidden=256, channels=16, lstm_layers=3, hlstm_layers=2, epochs=87,
                            growth_epochs=3, train_epochs=48, rounds=3, prune_ratio=0.5, retrain_epochs=5,
                            final_epochs=24, tolerance=6, lr=1e-3, retrain_lr=1.0), kept=True,
-            captions=Captions("data/ucm", "efficientnet_lite0", epochs=14, rounds=3, lr=2e-3, seeds=3),
+            captions=Captions("data/ucm", "efficientnet_lite0", epochs=14, rounds=3, lr=2e-3, seeds=3,
+                              finetune_epochs=2, finetune_lr=1e-5),
             flowers=Captions("data/flowers", "efficientnet_lite0", epochs=14, rounds=3, lr=4e-3, seeds=2)),
     Profile("paper", Speech("data/an4", hidden=800, channels=32, lstm_layers=5, hlstm_layers=3, epochs=120,
                             growth_epochs=8, train_epochs=60, rounds=8, prune_ratio=0.4, retrain_epochs=6,
                             final_epochs=12, tolerance=1, lr=5e-4), kept=True,
-            captions=Captions("data/coco", "vgg16", epochs=90, lr=3e-4, decay=0.8, patience=12, activation="relu")),
+            captions=Captions("data/coco", "vgg16", epochs=90, lr=3e-4, decay=0.8, patience=12, activation="relu",
+                              finetune_epochs=10, finetune_all=True)),
 )}
 
 

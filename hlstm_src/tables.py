@@ -379,5 +379,6 @@ def report(profile: str, root: str | Path | None = None) -> str:
     for suffix in captions.CORPORA:
         for tab in (captions.tab_neuraltalk_cells, captions.tab_neuraltalk_training, captions.tab_neuraltalk_models):
             tables.append(tab(profile, root, suffix))
-    tables += [captions.tab_neuraltalk_rivals(profile, root), tab_runs(profile, root=root)]
+    tables += [captions.tab_neuraltalk_rivals(profile, root), captions.tab_neuraltalk_tuned(profile, root),
+               tab_runs(profile, root=root)]
     return "\n\n".join(table.markdown() for table in tables) + "\n"

@@ -1,6 +1,7 @@
 """What training asks of a benchmark: batches, a loss, and a score. The loop knows nothing else of it."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 
 import torch
@@ -95,7 +96,7 @@ class CaptionTask:
         self.valid = corpus.split("valid", limit=limit)
         self.longest = corpus.vocabulary.longest
         self.pairs = self._pairs(self.train)
-        self._features = corpus.features(self.train)               # (N, D)
+        self._features = None if corpus.pixels else corpus.features(self.train)    # (N, D), or pixels of `tiny`
 
     def _pairs(self, pictures: list[Picture]) -> list[tuple[int, list[int]]]:
         """(number of the picture, ids of the words) of each caption."""
@@ -104,40 +105,57 @@ class CaptionTask:
     def batches(self, epoch: int) -> list[list[int]]:
         """Indices into `pairs`, in batches of similar length; the order depends on seed and epoch alone."""
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
+        if self._features is None:                                 # the encoder takes long: a picture's captions go
+            together = max(1, self.batch * len(self.train) // len(self.pairs))         # together, so it runs once
+            order, of = torch.randperm(len(self.train), generator=generator).tolist(), defaultdict(list)
+            for k, (number, _) in enumerate(self.pairs):
+                of[number].append(k)
+            return [[k for number in order[start:start + together] for k in of[number]]
+                    for start in range(0, len(order), together)]
         return corpora.length_batches([len(words) + 1 for _, words in self.pairs], self.batch, generator)
 
     def loss(self, model: nn.Module, indices: list[int], device: torch.device) -> Tensor:
         """Cross-entropy of a training batch, in nats a word."""
         pictures, captions = zip(*(self.pairs[k] for k in indices))
         inputs, targets = collate(list(captions))
-        logits = model(self._features[list(pictures)].to(device), inputs.to(device))
+        if self._features is None:
+            seen, which = torch.tensor(pictures).unique(return_inverse=True)
+            pixels = self.corpus.features([self.train[k] for k in seen.tolist()])
+            logits = model(pixels.to(device), inputs.to(device), which.to(device))
+        else:
+            logits = model(self._features[list(pictures)].to(device), inputs.to(device))
         return caption_loss(logits, targets.to(device), self.smoothing)
+
+    @torch.no_grad()
+    def features(self, model: NeuralTalk, pictures: list[Picture], device: torch.device, batch: int = 64) -> Tensor:
+        """What the decoder reads of pictures, (N, D): stored, or made by the model's own encoder."""
+        model.eval()
+        return torch.cat([model.encode(self.corpus.features(pictures[k:k + batch]).to(device))
+                          for k in range(0, len(pictures), batch)])
 
     def captions(self, model: NeuralTalk, pictures: list[Picture], device: torch.device, beam: int = 1,
                  batch: int = 256) -> list[str]:
         """A caption of each picture, in the order given; greedy by default."""
-        said = []
+        said, features = [], self.features(model, pictures, device)
         for k in range(0, len(pictures), batch):
-            features = self.corpus.features(pictures[k:k + batch]).to(device)
-            said += model.caption(features, beam, self.longest)
+            said += model.caption(features[k:k + batch], beam, self.longest)
         return [self.corpus.vocabulary.decode(ids) for ids in said]
 
     @torch.no_grad()
     def perplexity(self, model: NeuralTalk, pictures: list[Picture], device: torch.device, batch: int = 256) -> float:
         """exp of the mean surprise at each word and end mark of all captions, in nats."""
-        model.eval()
-        total, count, pairs, features = 0.0, 0, self._pairs(pictures), self.corpus.features(pictures)
+        total, count, pairs, features = 0.0, 0, self._pairs(pictures), self.features(model, pictures, device)
         for k in range(0, len(pairs), batch):
             numbers, captions = zip(*pairs[k:k + batch])
             inputs, targets = collate(list(captions))
             words = sum(len(caption) + 1 for caption in captions)
-            logits = model(features[list(numbers)].to(device), inputs.to(device))
+            logits = model(features[list(numbers)], inputs.to(device))
             total, count = total + words * caption_loss(logits, targets.to(device)).item(), count + words
         return math.exp(total / count)
 
-    def unpadded(self, pictures: list[Picture]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The captions of pictures in batches of equal length, as the model reads them: features, inputs."""
-        pairs, features = self._pairs(pictures), self.corpus.features(pictures)
+    def unpadded(self, model: NeuralTalk, pictures: list[Picture]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The captions of pictures in batches of equal length, as the model's decoder reads them: features, inputs."""
+        pairs, features = self._pairs(pictures), self.features(model, pictures, torch.device("cpu"))
         for length in sorted({len(words) for _, words in pairs}):
             numbers, captions = zip(*(pair for pair in pairs if len(pair[1]) == length))
             yield features[list(numbers)], collate(list(captions))[0]

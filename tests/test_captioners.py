@@ -190,7 +190,7 @@ def test_a_record_says_how_many_units_in_the_gates_are_zero(name, zero):
     assert ("zero_units" in scores) == (zero is not None)
     if zero is not None:
         assert 20 < scores["zero_units"] < 80 if zero else scores["zero_units"] == 0
-    read = list(made.task.unpadded(pictures))
+    read = list(made.task.unpadded(made.model, pictures))
     assert sum(len(inputs) for _, inputs in read) == sum(len(p.captions) for p in pictures)
     assert all((inputs[:, 1:] != 0).all() and len(features) == len(inputs) for features, inputs in read)
 

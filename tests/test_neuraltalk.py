@@ -166,7 +166,7 @@ def test_what_all_features_have_in_common_is_taken_away_and_a_single_picture_tra
     assert model.train()(x, inputs.expand(64, -1)).isfinite().all() and model.norm.training
 
 
-@pytest.mark.parametrize("options", [{"cell": "rnn"}, {"encoder": "vgg16"}])
+@pytest.mark.parametrize("options", [{"cell": "rnn"}, {"encoder": "vgg61"}])
 def test_unknown_parts_are_refused(options):
     with pytest.raises(ValueError, match="choose"):
         NeuralTalk(V, D, **options)

@@ -42,6 +42,7 @@ class Captioner:
                       for k in range(m["layers"])]
         self.encoder, self.features = file.metadata["encoder"], D
         self.tiny = pictures.Tiny(file, D) if self.encoder == "tiny" else None
+        self.tuned = pictures.Tuned(file, self.encoder) if m.get("encoder") and not self.tiny else None
         file.finish()
         self._gru = True if m["cell"] == "gru" else None           # None: the branch of the other cell is not compiled
         self._programs = tuple(made.program for made in self.cells)
@@ -85,7 +86,8 @@ class Captioner:
             raise ValueError(f"beam={beam} must be at least 1")
         if isinstance(picture, (str, Path)) or hasattr(picture, "convert"):
             image = pictures.read(picture)
-            picture = pictures.pixels(image) if self.tiny else pictures.feature(image, self.encoder)
+            picture = (pictures.pixels(image) if self.tiny else self.tuned(image) if self.tuned else
+                       pictures.feature(image, self.encoder))
         features = np.asarray(picture, np.float32)
         if self.tiny and features.shape[-3:] == (3, pictures.SIDE, pictures.SIDE) and features.ndim in (3, 4):
             flat = features.reshape(-1, *features.shape[-3:])
@@ -206,7 +208,7 @@ def _sizes(file: ModelFile) -> dict:
     if m["words"] != len(words) + 1 or not all(isinstance(w, str) and w.isprintable() for w in words):
         raise file.error(f"{m['words']} words, the end mark among them, need as many that can be printed, not "
                          f"{len(words)}")
-    if m.get("encoder") != ("tiny" if encoder == "tiny" else None):
+    if m.get("encoder") not in ((encoder,) if encoder == "tiny" else (encoder, None)):
         raise file.error(f"encoder {encoder!r} and the model's {m.get('encoder')!r} contradict each other")
     layers = sum(entries(m, m["hidden" if k else "embedding"]) for k in range(m["layers"]))
     tiny = 5 * pictures.WIDTHS[-1] if encoder == "tiny" else 0    # of its last layer, for each of the feature's numbers

@@ -57,6 +57,31 @@ def _encoder(name: str):
         raise UserError(str(error)) from None
 
 
+class Tuned:
+    """A large encoder which a captioner brings along, since it was trained on with it: picture -> feature (D).
+
+    Imports torch. Raises UserError as `feature`, ModelFileError for a file that lacks tensors of the encoder.
+    """
+
+    def __init__(self, file: ModelFile, name: str):
+        from torch import from_numpy
+
+        from .. import encoders
+        try:
+            self.network, self.prepare = encoders.learner(name, 0), encoders.PREPARE[name]
+        except (encoders.EncoderError, KeyError) as error:
+            raise UserError(str(error)) from None
+        state = self.network.state_dict()
+        for key, tensor in state.items():
+            if not key.endswith("num_batches_tracked"):            # which only training reads
+                tensor.copy_(from_numpy(file.tensor(f"encoder.{key}", tuple(tensor.shape))[0]))
+
+    def __call__(self, image: "Image") -> np.ndarray:
+        from torch import inference_mode
+        with inference_mode():
+            return self.network(self.prepare(image)[None])[0].numpy()
+
+
 class Tiny:
     """The encoder `tiny` (`encoders.TinyCNN`) in numpy: four convolutions, batch normalisation folded into them."""
 

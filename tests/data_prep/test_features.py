@@ -68,7 +68,7 @@ def test_every_picture_has_its_feature(corpus):
     for picture in stored.pictures:
         expected = np.asarray(corpus.image(picture), np.float32).mean((0, 1))
         np.testing.assert_allclose(stored.feature(picture).numpy(), expected, rtol=1e-3)
-    about = {"encoder": "vgg16", "weights_sha256": "0" * 64, "corpus": "squares", "skipped": [],
+    about = {"encoder": "vgg16", "weights_sha256": "0" * 64, "weights": "", "corpus": "squares", "skipped": [],
              "manifest_sha256": corpus.manifest_sha256}
     assert stored.encoder_info == about
 
