@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from . import scores
 from .audio import ALPHABET, BINS
 from .caption_scores import caption_scores
-from .corpora import CaptionCorpus, Picture, SpeechCorpus
+from .corpora import CaptionCorpus, Picture, SpeechCorpus, Utterance
 from .counting import Counts, count, output_positions, zero_shares
+from .decoding import WordList, beam_search
 from .deepspeech2 import DeepSpeech2
 from .neuraltalk import NeuralTalk
 from .search import BEAMS
@@ -41,11 +42,20 @@ class Speech:
     def results(self, model: nn.Module, task: SpeechTask) -> dict:
         """The fields of a record that the trained model gives: scores, validation scores and samples."""
         test = self.corpus.split("test", limit=task.limit)
-        heard = task.transcribe(model, test, CPU)
-        return {"scores": scores.error_rates([u.transcript for u in test], heard),
-                "valid_scores": task.evaluate(model, CPU), "normalisation": self.normalisation,
+        heard, found = self.scored(model, task, test)
+        return {"scores": found, "valid_scores": task.evaluate(model, CPU), "normalisation": self.normalisation,
                 "samples": [{"id": u.id, "speaker": u.speaker, "reference": u.transcript, "hypothesis": text}
                             for u, text in zip(test, heard)]}
+
+    @staticmethod
+    def scored(model: nn.Module, task: SpeechTask, utterances: list[Utterance]) -> tuple[list[str], dict[str, float]]:
+        """Greedy transcripts, and their error rates; as `wer_words` that of a search among the words of the training
+        transcripts, which knows more than the paper's and is no part of any comparison with it."""
+        log_probs = task.log_probs(model, utterances, CPU)
+        heard = [scores.greedy(own[None], torch.tensor([len(own)]))[0] for own in log_probs]
+        said, words = [u.transcript for u in utterances], WordList(u.transcript for u in task.train)
+        spelled = [beam_search(own.numpy(), words) for own in log_probs]
+        return heard, scores.error_rates(said, heard) | {"wer_words": scores.error_rates(said, spelled)["wer"]}
 
     @staticmethod
     def frame(model: DeepSpeech2, masks: dict[str, Tensor], **options) -> Counts:

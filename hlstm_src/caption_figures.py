@@ -147,15 +147,17 @@ def captioned(shown: Sequence[Said], across: int = 3) -> Picture:
 
 
 @_styled
-def cells(networks: Mapping[str, tuple[Sequence[float], int, float | None]], label: str = "CIDEr") -> Picture:
-    """The dense cells against each other (`fig-neuraltalk-cells`): {name: (score of each seed, weights, µs a word)}.
+def cells(networks: Mapping[str, tuple[Sequence[float], int, float | None]], label: str = "CIDEr",
+          step: str = "word") -> Picture:
+    """The dense cells against each other (`fig-neuraltalk-cells`, `fig-ds2-cells`): {name: (score of each seed,
+    weights, µs a `step`)}.
 
     A disc at the mean, its area in proportion to the weights, a bar from the lowest seed to the highest, the time
     beside it where it is known. Raises ValueError where a network has no score.
     """
     if not networks or not all(len(scores) for scores, _, _ in networks.values()):
         raise ValueError("cells needs at least one score of each network")
-    fig = Picture(3.8, f"{label} of dense captioners: " + "; ".join(
+    fig = Picture(3.8, f"{label} of dense networks: " + "; ".join(
         f"{name} {np.mean(scores):.1f}, {short(weights)} weights" for name, (scores, weights, _) in networks.items()))
     ax, most = fig.subplots(), max(weights for _, weights, _ in networks.values())
     for x, (scores, weights, _) in enumerate(networks.values()):
@@ -163,7 +165,7 @@ def cells(networks: Mapping[str, tuple[Sequence[float], int, float | None]], lab
         ax.plot([x, x], [min(scores), max(scores)], color=BLUE, linewidth=2.2, zorder=3)
         ax.plot([x] * len(scores), scores, "o", color=BLUE, markersize=4.5, zorder=4)
     ax.set_xticks(range(len(networks)), [
-        f"{name}\n{short(weights)} weights" + (f"\n{time:.0f} µs a word" if time else "")
+        f"{name}\n{short(weights)} weights" + (f"\n{time:.0f} µs a {step}" if time else "")
         for name, (_, weights, time) in networks.items()])
     ax.set(ylabel=f"{label}\n(dot: a seed; disc: the mean)", xlim=(-0.5, len(networks) - 0.5))
     ax.margins(y=0.3)

@@ -98,6 +98,14 @@ class Recurrent(nn.Module):
         return y.transpose(0, 1) * alive[..., None]
 
 
+def bins_left() -> int:
+    """Frequencies behind the convolutions, for each channel: 161 -> 61 -> 21."""
+    bins = BINS
+    for kF, _, sF, _ in CONVOLUTIONS:
+        bins = (bins - kF) // sF + 1
+    return bins
+
+
 class DeepSpeech2(nn.Module):
     """The recogniser. The paper: layers=5, hidden=800, cell="lstm"; H-LSTM: layers=3, cell="hlstm".
 
@@ -108,13 +116,12 @@ class DeepSpeech2(nn.Module):
     def __init__(self, labels: int, cell: str = "lstm", layers: int = 5, hidden: int = 800, channels: int = 32,
                  dropout: float = 0.0, **options):
         super().__init__()
-        self.convolutions, self.norms = nn.ModuleList(), nn.ModuleList()
-        bins, last = BINS, 1
+        self.convolutions, self.norms, last = nn.ModuleList(), nn.ModuleList(), 1
         for kF, kT, sF, sT in CONVOLUTIONS:
             self.convolutions.append(nn.Conv2d(last, channels, (kF, kT), (sF, sT), (0, kT // 2), bias=False))
             self.norms.append(MaskedBatchNorm(channels))
-            bins, last = (bins - kF) // sF + 1, channels
-        size = bins * channels                                     # 21 * 32 = 672 at the paper's size
+            last = channels
+        size = bins_left() * channels                              # 21 * 32 = 672 at the paper's size
         self.rnns = nn.ModuleList(Recurrent(cell, size if k == 0 else hidden, hidden, k > 0, dropout, **options)
                                   for k in range(layers))
         self.norm, self.output = MaskedBatchNorm(hidden), nn.Linear(hidden, labels)

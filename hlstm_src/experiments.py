@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from . import benchmarks, records, rivals, scores
+from . import benchmarks, records, rivals
 from .audio import ALPHABET
 from .corpora import CaptionCorpus, CorpusError, SpeechCorpus
-from .deepspeech2 import DeepSpeech2, spectrogram
+from .deepspeech2 import DeepSpeech2, bins_left, spectrogram
 from .encoders import Pretrained
 from .lstm import HLSTM
 from .masks import ConnectionMasks, live_count, load_model, load_tensors, save_model
@@ -33,9 +33,9 @@ from .training import Settings, Trainer, accelerator
 
 # The code that decides what a run computes: a change in one of these makes the records of smoke and laptop stale.
 CODE = [Path(__file__).with_name(f"{name}.py") for name in
-        ("gates", "scan", "lstm", "masks", "growprune", "schedule", "rivals", "audio", "deepspeech2", "search",
-         "neuraltalk", "encoders", "corpora", "scores", "caption_scores", "counting", "tasks", "toy", "benchmarks",
-         "training", "experiments")]
+        ("gates", "scan", "lstm", "masks", "growprune", "schedule", "rivals", "audio", "deepspeech2", "decoding",
+         "search", "neuraltalk", "encoders", "corpora", "scores", "caption_scores", "counting", "tasks", "toy",
+         "benchmarks", "training", "experiments")]
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,50 @@ CATALOGUE: dict[str, Callable[[Speech | Toy | Captions], Recipe]] = {
     "ds2-hlstm": lambda s: _speech(s, "DeepSpeech2, H-LSTM, dense", "hlstm", s.hlstm_layers, {"epochs": s.epochs}),
     "ds2-hlstm-gp": lambda s: _speech(s, "DeepSpeech2, H-LSTM, grow and prune", "hlstm", s.hlstm_layers,
                                       _grow_and_prune(s), seed_density=0.5),
+}
+
+
+def _layers(s: Speech, cell: str, layers: int, hidden: int | None = None) -> nn.ModuleList:
+    """The recogniser's recurrent layers, without biases and without memory: to be counted."""
+    hidden = hidden or s.hidden
+    with torch.device("meta"):
+        return nn.ModuleList(HLSTM(hidden if k else bins_left() * s.channels, hidden, bidirectional=True, merge="sum",
+                                   gate_layers=int(cell == "hlstm"), bias=False) for k in range(layers))
+
+
+def _recogniser(s: Speech, title: str, cell: str, layers: int, rival: str = "dense", compact: bool = False) -> Recipe:
+    """A cell of the paper's grid. A sparse one ends at the density of the accurate model or, if `compact`, with at
+    least `compression` times fewer live recurrent weights than the LSTM x5 has; "small-dense" is so narrow instead."""
+    whole, hidden = _layers(s, cell, layers), s.hidden
+    most = rivals.parameters_left(_layers(s, "lstm", 5)) / s.compression
+    if rival == "small-dense":
+        hidden = rivals.small_width(lambda width: _layers(s, cell, layers, width), int(most), most=s.hidden)
+    sizes = [p.numel() for p in whole.parameters()]
+    density = (most - len(sizes)) / sum(sizes) if compact else s.accurate        # each matrix rounds by one at most
+    schedule = {"epochs": s.grid_epochs}
+    if rival not in ("dense", "small-dense"):
+        schedule |= {"rival": rival, "density": density, "rounds": s.rounds}
+    made = _speech(s, title, cell, layers, schedule)
+    return replace(made, model=made.model | {"hidden": hidden})
+
+
+CATALOGUE |= {
+    f"ds2-{cell}{layers}": partial(_recogniser, title=f"DeepSpeech2, {name} x{layers}, dense", cell=cell, layers=layers)
+    for cell, name, layers in (("gru", "GRU", 4), ("gru", "GRU", 5), ("lstm", "LSTM", 4), ("lstm", "LSTM", 5),
+                               ("hlstm", "H-LSTM", 3))}
+CATALOGUE |= {
+    "ds2-hlstm3-prune": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, prune only", cell="hlstm", layers=3,
+                                rival="prune-only"),
+    "ds2-hlstm3-gp": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, grow and prune, accurate", cell="hlstm",
+                             layers=3, rival="gp"),
+    "ds2-hlstm3-compact": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, grow and prune, compact", cell="hlstm",
+                                  layers=3, rival="gp", compact=True),
+    "ds2-hlstm3-compact-prune": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, prune only, compact", cell="hlstm",
+                                        layers=3, rival="prune-only", compact=True),
+    "ds2-small-lstm": partial(_recogniser, title="DeepSpeech2, LSTM x5 as small as the compact model", cell="lstm",
+                              layers=5, rival="small-dense"),
+    "ds2-small-hlstm": partial(_recogniser, title="DeepSpeech2, H-LSTM x3 as small as the compact model", cell="hlstm",
+                               layers=3, rival="small-dense"),
 }
 
 
@@ -340,9 +384,8 @@ def evaluate(file: Path, corpus: SpeechCorpus | CaptionCorpus | None = None, spl
         bench = benchmarks.Captions(corpus)
         said, found, _ = bench.scored(model, bench.task(0, java=metadata["java"]), corpus.split(split, limit=limit))
         return found, said
-    task, chosen = SpeechTask(corpus, batch=batch), corpus.split(split, limit=limit)
-    heard = task.transcribe(model, chosen, benchmarks.CPU)
-    return scores.error_rates([u.transcript for u in chosen], heard), heard
+    heard, found = benchmarks.Speech.scored(model, SpeechTask(corpus, batch=batch), corpus.split(split, limit=limit))
+    return found, heard
 
 
 def log_probs(model: DeepSpeech2, wave: torch.Tensor) -> torch.Tensor:

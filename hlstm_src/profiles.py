@@ -25,6 +25,10 @@ class Speech:
     retrain_epochs: int             # in each round
     final_epochs: int               # with the last good masks
     tolerance: float                # points of validation WER that pruning may cost before the last retraining
+    grid_epochs: int                # of each cell of the paper's grid; sparse ones have as many, pruning included
+    accurate: float = 0.5           # density of the grid's accurate model
+    compression: float = 23.5       # weights of the LSTM x5 for each of the grid's compact model's: the paper's factor
+                                    # of FLOPs, so that its 19.4 of parameters is met, too
     batch: int = 16
     lr: float = 1e-3
     retrain_lr: float = 0.5         # peak when retraining after pruning, as a share of `lr`
@@ -88,23 +92,24 @@ class Profile:
 PROFILES = {p.name: p for p in (
     Profile("smoke", Speech(MINI_SPEECH, hidden=16, channels=4, lstm_layers=1, hlstm_layers=1, epochs=4,
                             growth_epochs=1, train_epochs=2, rounds=1, prune_ratio=0.5, retrain_epochs=1,
-                            final_epochs=1, tolerance=100, batch=4, limit=12, precision="fp32"), kept=False,
+                            final_epochs=1, tolerance=100, grid_epochs=4, batch=4, limit=12, precision="fp32"),
+            kept=False,
             captions=Captions(MINI_SCENES, "tiny", hidden=16, epochs=6, rounds=2, lr=1e-2, batch=16, limit=12,
                               java=False, precision="fp32"),
             toy=Toy(levers=2, hidden=8, epochs=5, length=2, batch=8, held_out=16, density=0.3, rounds=2, seeds=1)),
     Profile("laptop", Speech(MINI_SPEECH, hidden=64, channels=8, lstm_layers=2, hlstm_layers=2, epochs=48,
                              growth_epochs=3, train_epochs=40, rounds=4, prune_ratio=0.5, retrain_epochs=3,
-                             final_epochs=6, tolerance=4, batch=8, lr=3e-3), kept=False,
+                             final_epochs=6, tolerance=4, grid_epochs=48, batch=8, lr=3e-3), kept=False,
             captions=Captions(MINI_SCENES, "tiny", hidden=128, epochs=16, lr=5e-3, batch=32, dropout=0.2)),
     Profile("desk", Speech("data/an4", hidden=256, channels=16, lstm_layers=3, hlstm_layers=2, epochs=87,
                            growth_epochs=3, train_epochs=48, rounds=3, prune_ratio=0.5, retrain_epochs=5,
-                           final_epochs=24, tolerance=6, lr=1e-3, retrain_lr=1.0), kept=True,
+                           final_epochs=24, tolerance=6, grid_epochs=60, lr=1e-3, retrain_lr=1.0), kept=True,
             captions=Captions("data/ucm", "efficientnet_lite0", epochs=14, rounds=3, lr=2e-3, seeds=3,
                               finetune_epochs=2, finetune_lr=1e-5),
             flowers=Captions("data/flowers", "efficientnet_lite0", epochs=14, rounds=3, lr=4e-3, seeds=2)),
     Profile("paper", Speech("data/an4", hidden=800, channels=32, lstm_layers=5, hlstm_layers=3, epochs=120,
                             growth_epochs=8, train_epochs=60, rounds=8, prune_ratio=0.4, retrain_epochs=6,
-                            final_epochs=12, tolerance=1, lr=5e-4), kept=True,
+                            final_epochs=12, tolerance=1, grid_epochs=120, lr=5e-4), kept=True,
             captions=Captions("data/coco", "vgg16", epochs=90, lr=3e-4, decay=0.8, patience=12, activation="relu",
                               finetune_epochs=10, finetune_all=True)),
 )}

@@ -9,8 +9,9 @@ import jiwer
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from .audio import ALPHABET, BLANK, HOP, SAMPLE_RATE, WINDOW
+from .audio import ALPHABET, BINS, BLANK, CONVOLUTIONS, HOP, SAMPLE_RATE, WINDOW
 from .corpora import SpeechCorpus
+from .deepspeech2 import bins_left
 from .figures import BLUE, GREEN, LINES, VERMILION, WIDTH, Picture, _array, _styled
 
 
@@ -161,4 +162,84 @@ def letter_confusions(samples: Sequence[Mapping[str, str]], most: int = 15) -> P
     ax.grid(True, axis="x")
     if top:
         fig.legend(loc="outside lower center", ncols=3)
+    return fig
+
+
+def word_errors(sample: Mapping[str, str]) -> tuple[int, int]:
+    """Of a sample with `reference` and `hypothesis`: (wrong, missing and added words; words said)."""
+    found = jiwer.process_words(sample["reference"], sample["hypothesis"])
+    return found.substitutions + found.deletions + found.insertions, len(sample["reference"].split())
+
+
+LENGTHS = ((1, 1, "1"), (2, 4, "2–4"), (5, 7, "5–7"), (8, 999, "8+"))      # words in an utterance
+
+
+def _groups(samples: Sequence[Mapping[str, str]]) -> tuple[dict[str, list], dict[str, list]]:
+    """(errors, words) of each utterance, by speaker and by how many words were said."""
+    speakers, lengths = {}, {text: [] for _, _, text in LENGTHS}
+    for sample in samples:
+        errors, words = word_errors(sample)
+        speakers.setdefault(sample["speaker"], []).append((errors, words))
+        lengths[next(text for low, high, text in LENGTHS if low <= words <= high)].append((errors, words))
+    return speakers, {text: pairs for text, pairs in lengths.items() if pairs}
+
+
+@_styled
+def errors_by_speaker_and_length(runs: Mapping[str, Sequence[Mapping[str, str]]]) -> Picture:
+    """Word error rates of each speaker, and of short and long utterances; samples by the name in the legend.
+
+    All runs must have read the same utterances. Speakers stand in the order of their errors in all runs together.
+    Raises ValueError without a run, or for runs over different utterances.
+    """
+    if not runs or len({tuple(sample["id"] for sample in samples) for samples in runs.values()}) > 1:
+        raise ValueError("errors_by_speaker_and_length needs runs over the same utterances")
+    groups = {name: _groups(samples) for name, samples in runs.items()}
+
+    def rate(pairs: Sequence[tuple[int, int]]) -> float:
+        return 100 * sum(e for e, _ in pairs) / sum(w for _, w in pairs)
+    speakers, lengths = (next(iter(groups.values()))[k] for k in (0, 1))
+    order = sorted(speakers, key=lambda who: sum(rate(found[0][who]) for found in groups.values()))
+    fig = Picture(4.0, "Word error rates by speaker and by length: " + ", ".join(runs))
+    left, right = fig.subplots(1, 2, sharey=True, width_ratios=(max(len(order), 3), len(lengths) + 1))
+    for (name, found), (colour, _, marker) in zip(groups.items(), itertools.cycle(LINES)):
+        left.plot(range(len(order)), [rate(found[0][who]) for who in order], marker, color=colour, label=name)
+        right.plot(range(len(lengths)), [rate(pairs) for pairs in found[1].values()], marker, color=colour)
+    left.set_xticks(range(len(order)), [f"{who}\n{sum(w for _, w in speakers[who])}" for who in order],
+                    rotation=0 if len(order) < 8 else 90)
+    right.set_xticks(range(len(lengths)), [f"{text}\n{sum(w for _, w in pairs)}" for text, pairs in lengths.items()])
+    left.set(xlabel="speaker, and words said", ylabel="word error rate (%)", ylim=(0, None))
+    right.set(xlabel="words in an utterance,\nand words in all")
+    left.margins(x=0.06)
+    right.margins(x=0.12)
+    fig.legend(loc="outside lower center", ncols=min(len(runs), 3))
+    return fig
+
+
+def frequencies() -> np.ndarray:
+    """Middle of what each frequency behind the convolutions sees, in kilohertz."""
+    middle, step = 0.0, 1
+    for kF, _, sF, _ in CONVOLUTIONS:
+        middle, step = middle + step * (kF - 1) / 2, step * sF
+    return (middle + step * np.arange(bins_left())) * SAMPLE_RATE / WINDOW / 1000
+
+
+@_styled
+def survivors_by_frequency(masks: Mapping[str, object]) -> Picture:
+    """Where the first layer listens: share of live connections from each frequency behind the convolutions.
+
+    masks: by the name in the legend, of input matrices (rows, channels * frequencies). Raises ValueError without one,
+    or where the columns are no multiple of the frequencies.
+    """
+    if not masks or any(_array(mask).shape[1] % bins_left() for mask in masks.values()):
+        raise ValueError(f"survivors_by_frequency needs masks with {bins_left()} columns a channel")
+    fig = Picture(3.1, "Share of live connections by frequency: " + ", ".join(masks))
+    ax, middle = fig.subplots(), frequencies()
+    for (name, mask), (colour, line, marker) in zip(masks.items(), itertools.cycle(LINES)):
+        share = 100 * _array(mask).astype(float).mean(0).reshape(-1, bins_left()).mean(0)
+        ax.plot(middle, share, line, color=colour, marker=marker, label=name)
+        ax.axhline(share.mean(), color=colour, linewidth=0.8, linestyle=":")
+    field = (1 + sum((kF - 1) * step for (kF, *_), step in zip(CONVOLUTIONS, (1, CONVOLUTIONS[0][2])))) / BINS * 100
+    ax.set(xlabel=f"middle of what a unit of the convolutions sees (kHz)\n(each sees {field:.0f} % of all frequencies)",
+           ylabel="live connections (%)\n(dotted: mean)", ylim=(0, None))
+    ax.legend()
     return fig

@@ -56,16 +56,21 @@ class SpeechTask:
         return ctc_loss(*model(spec, lengths), batch.targets, batch.target_lengths)
 
     @torch.no_grad()
-    def transcribe(self, model: nn.Module, utterances: list[Utterance], device: torch.device) -> list[str]:
-        """Greedy transcripts, in the order given."""
+    def log_probs(self, model: nn.Module, utterances: list[Utterance], device: torch.device) -> list[Tensor]:
+        """What the model hears in each utterance, in the order given: log probabilities (T', labels)."""
         model.eval()
-        texts = [""] * len(utterances)
+        heard = [torch.empty(0)] * len(utterances)
         for indices in corpora.length_batches([u.seconds for u in utterances], self.batch):
             batch = corpora.collate([self.wave(utterances[k]) for k in indices],
                                     [utterances[k].transcript for k in indices]).to(device)
-            for k, text in zip(indices, scores.greedy(*model(*spectrogram(batch.waves, batch.lengths)))):
-                texts[k] = text
-        return texts
+            for k, own, length in zip(indices, *model(*spectrogram(batch.waves, batch.lengths))):
+                heard[k] = own[:length].cpu()
+        return heard
+
+    def transcribe(self, model: nn.Module, utterances: list[Utterance], device: torch.device) -> list[str]:
+        """Greedy transcripts, in the order given."""
+        return [scores.greedy(own[None], torch.tensor([len(own)]))[0]
+                for own in self.log_probs(model, utterances, device)]
 
     def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Validation WER and CER in percent."""

@@ -246,3 +246,29 @@ def test_a_run_that_is_judged_by_another_score_says_so_on_its_axes():
     assert figures.gp_flow(record(SMOKE)).axes[1].get_ylabel() == "validation WER (%)"
     heights = figures.learning_curves({"toy": toy}).axes[1].lines[0].get_ydata()
     assert list(heights) == [rate for _, _, rate in epochs]
+
+
+def test_word_errors_are_grouped_by_speaker_and_length():
+    heard = [("a", "YES", "YES"), ("a", "NO NO NO", "NO YES"), ("b", "GO", "GO ON"), ("b", "A B C D E F G H", "A B")]
+    samples = [{"id": str(k), "speaker": who, "reference": said, "hypothesis": text}
+               for k, (who, said, text) in enumerate(heard)]
+    assert [speech_figures.word_errors(sample) for sample in samples] == [(0, 1), (2, 3), (1, 1), (6, 8)]
+    left, right = drawn(speech_figures.errors_by_speaker_and_length({"one": samples})).axes
+    assert [label.get_text() for label in left.get_xticklabels()] == ["a\n4", "b\n9"]
+    assert left.lines[0].get_ydata().tolist() == pytest.approx([50, 700 / 9])
+    assert [label.get_text() for label in right.get_xticklabels()] == ["1\n2", "2–4\n3", "8+\n8"]
+    assert right.lines[0].get_ydata().tolist() == pytest.approx([50, 200 / 3, 75])
+    with pytest.raises(ValueError, match="the same utterances"):
+        speech_figures.errors_by_speaker_and_length({"one": samples, "other": samples[1:]})
+
+
+def test_survivors_are_counted_at_the_frequency_that_their_unit_sees():
+    middle = speech_figures.frequencies()
+    assert len(middle) == 21 and middle[0] == pytest.approx(2) and middle[-1] == pytest.approx(6)  # of 161, to 8 kHz
+    mask = torch.zeros(10, 2 * 21, dtype=torch.bool)
+    mask[:5, 3] = mask[:, 21 + 3] = mask[:2, 20] = True              # channel 0 and 1 at frequency 3; channel 0 at 20
+    ax = drawn(speech_figures.survivors_by_frequency({"forward": mask})).axes[0]
+    share = ax.lines[0].get_ydata()
+    assert share[3] == pytest.approx(75) and share[20] == pytest.approx(10) and share.sum() == pytest.approx(85)
+    with pytest.raises(ValueError, match="21 columns"):
+        speech_figures.survivors_by_frequency({"wrong": mask[:, :40]})

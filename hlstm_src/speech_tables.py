@@ -1,0 +1,95 @@
+"""Tables of the recognisers, from records as in `tables.py`, and what came of the paper's claims about speech.
+
+Error rates are of greedy transcripts, as the paper's. `words` is the word error rate of a search among the words of
+the training transcripts, which the paper does not do.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+from . import paper, records
+from .profiles import PROFILES
+from .records import RunRecord
+from .tables import MISSING, RECORDED, SPEECH, Column, Table, compare, factor, percent, spread
+
+BASELINE, DENSE, ACCURATE, COMPACT = "ds2-lstm5", "ds2-hlstm3", "ds2-hlstm3-gp", "ds2-hlstm3-compact"
+WORDS = Column("WER %, words known", "", lambda record, _: record.scores.get("wer_words"), percent, seeds=True,
+               main=False)
+SIZE, COMPRESSION, FLOPS, WER, CER = SPEECH
+
+
+def tab_ds2_cells(profile: str, root: str | Path | None = None) -> Table:
+    """The paper's grid of dense cells (`tab-ds2-cells`): live recurrent weights, FLOPs a frame, error rates."""
+    rows = [(f"{name} x{n}", f"{cell}_x{n}", f"ds2-{cell}{n}")
+            for cell, name, layers in (("gru", "GRU", (4, 5)), ("lstm", "LSTM", (4, 5)), ("hlstm", "H-LSTM", (3,)))
+            for n in layers]
+    return compare("tab-ds2-cells", "Dense recognisers", "deepspeech2", rows, [SIZE, FLOPS, WER, CER, WORDS], profile,
+                   root)
+
+
+def tab_ds2_training(profile: str, root: str | Path | None = None) -> Table:
+    """Ways to a small recogniser (`tab-ds2-training`): dense, prune only, grow and prune, and small but dense."""
+    rows = [("LSTM x5", "lstm_x5", BASELINE), ("H-LSTM x3", "hlstm_x3", DENSE),
+            ("prune only: accurate", None, f"{DENSE}-prune"), ("grow and prune: accurate", "accurate", ACCURATE),
+            ("prune only: compact", None, f"{COMPACT}-prune"), ("grow and prune: compact", "compact", COMPACT),
+            ("small LSTM, dense", None, "ds2-small-lstm"), ("small H-LSTM, dense", None, "ds2-small-hlstm")]
+    return compare("tab-ds2-training", "Ways to a small recogniser", "deepspeech2", rows,
+                   [SIZE, COMPRESSION, WER, CER, WORDS], profile, root)
+
+
+def tab_ds2_claims(root: str | Path | None = None, profile: str = RECORDED) -> Table:
+    """The abstract's claims about speech beside the recorded runs on AN4, each against our own LSTM x5.
+
+    A claim is met where the mean of the seeds reaches its figure. Of a model that is smaller it also takes a mean word
+    error rate no higher than that of the LSTM x5, or any network would do.
+    """
+    runs = {name: records.find(profile, name, root) for name in (BASELINE, ACCURATE, COMPACT)}
+    rates = {name: [run.scores["wer"] for run in group] for name, group in runs.items()}
+    base, lines = runs[BASELINE], []
+
+    def fewer(of: Callable[[RunRecord], float]) -> float | None:
+        """How many times less the compact model has."""
+        if not (base and runs[COMPACT]):
+            return None
+        whole, left = (statistics.fmean(map(of, group)) for group in (base, runs[COMPACT]))
+        return whole / left
+    for key, name, value in (
+            ("params_fewer", COMPACT, fewer(lambda run: run.counts.cell.nonzero_params)),
+            ("flops_fewer", COMPACT, fewer(lambda run: run.counts.cell.nonzero_flops)),
+            ("wer_gp", ACCURATE, statistics.fmean(rates[ACCURATE]) if rates[ACCURATE] else None)):
+        goal, error = paper.goal(f"deepspeech2.{key}"), key == "wer_gp"
+        gain = statistics.fmean(rates[name]) - statistics.fmean(rates[BASELINE]) if rates[name] and base else None
+        shown = MISSING if value is None else f"{value:.1f} %" if error else factor(value)
+        lines.append((f"{goal.note}: {goal.text()}", [
+            "compact" if name == COMPACT else "accurate", shown, MISSING if gain is None else f"{gain:+.1f}",
+            f"{len(rates[name])} against {len(base)}" if rates[name] and base else MISSING,
+            _verdict(value, goal.value, gain, rates[name], rates[BASELINE], error)]))
+    heads = [("", head) for head in ("our model", "recorded", "WER against LSTM x5", "seeds", "verdict")]
+    width = PROFILES[profile].speech.hidden
+    notes = [f"Recorded ({profile}) on AN4 with cells {width} wide, greedy; the paper's are "
+             f"{paper.claim('deepspeech2.width').value:g} wide.",
+             "A smaller model meets a claim only if its word error rate is no higher, in the mean of the seeds."]
+    if small := records.find(profile, "ds2-small-lstm", root):
+        notes.append("For comparison, WER of a dense LSTM as small as the compact model: "
+                     + spread([run.scores["wer"] for run in small]) + " %.")
+    return Table("tab-ds2-claims", "The abstract's claims about speech", "claim", heads, lines, notes,
+                 frozenset({"our model", "verdict"}))
+
+
+def _verdict(value: float | None, goal: float, gain: float | None, ours: list[float], base: list[float],
+             error: bool) -> str:
+    """"met", "not met" or "not recorded yet", with the doubt that the seeds' spread leaves."""
+    if value is None or (gain is None and not error):
+        return "not recorded yet"
+    if value > goal if error else value < goal:
+        return "not met"
+    if not error and gain > 0:
+        return "not met: WER is higher"
+    if len(ours) < 2 or (not error and len(base) < 2):
+        return "met, by one seed"
+    if error:
+        return "met" if max(ours) <= goal else "met in the mean; not by every seed"
+    return "met" if max(ours) < min(base) else "met in the mean; in WER the seeds overlap"

@@ -1,0 +1,83 @@
+"""The search among words: against all paths, over made-up lists of words, and for the sentences it may not spell."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hlstm_src.audio import ALPHABET
+from hlstm_src.decoding import WordList, beam_search
+
+SIGNS = "_AB "                         # all that the small alphabets here spell with
+
+
+def rows(seed, frames, sharp=2.0):
+    """log probabilities (T, labels): of the four signs alone, drawn from a seed."""
+    scores = np.random.default_rng(seed).normal(size=(frames, len(SIGNS))) * sharp
+    scores -= np.log(np.exp(scores).sum(1, keepdims=True))
+    made = np.full((frames, len(ALPHABET)), -np.inf)
+    made[:, [ALPHABET.index(sign) for sign in SIGNS]] = scores
+    return made
+
+
+def by_hand(log_probs, words, weight):
+    """Every path, spelled and summed; then the best sentence of the list."""
+    total = {}
+    for path in itertools.product([ALPHABET.index(sign) for sign in SIGNS], repeat=len(log_probs)):
+        text = "".join(ALPHABET[k] for k, _ in itertools.groupby(path)).replace("_", "")
+        if text.startswith(" ") or "  " in text or not all(word in words for word in text.split()):
+            continue
+        text = text.removesuffix(" ")
+        chance = math.exp(sum(row[k] for row, k in zip(log_probs, path)))
+        total[text] = total.get(text, 0.0) + chance
+    return {text: math.log(chance) + weight * words.price(text) for text, chance in total.items() if chance}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 5), st.sampled_from([0.0, 0.5, 1.0]),
+       st.lists(st.text("AB", min_size=1, max_size=3), min_size=1, max_size=5))
+def test_a_wide_search_finds_the_best_of_all_sentences(seed, frames, weight, said):
+    words, log_probs = WordList(said), rows(seed, frames)
+    wanted = by_hand(log_probs, words, weight)
+    found = beam_search(log_probs, words, beam=500, weight=weight, least=1e-30)
+    assert found in wanted and wanted[found] == pytest.approx(max(wanted.values()), abs=1e-9)
+
+
+def spoken(text, frames_each=2, sure=0.9):
+    """log probabilities in which a text is heard clearly, each letter between blanks."""
+    made = []
+    for letter in text:
+        for k in [ALPHABET.index(letter)] * frames_each + [0]:
+            row = np.full(len(ALPHABET), (1 - sure) / (len(ALPHABET) - 1))
+            row[k] = sure
+            made.append(np.log(row))
+    return np.array(made)
+
+
+def test_what_is_heard_clearly_is_spelled():
+    words = WordList(["YES HELLO", "STOP"])
+    assert beam_search(spoken("HELLO YES"), words) == "HELLO YES"
+    assert beam_search(spoken("STOP "), words) == "STOP"           # silence that looks like a space
+
+
+def test_a_misheard_letter_gives_way_to_a_word_of_the_list():
+    assert beam_search(spoken("HELLI"), WordList(["HELLO", "STOP"])) == "HELLO"
+
+
+def test_of_two_words_that_sound_alike_the_frequent_one_is_taken():
+    log_probs = spoken("A")
+    a, b = ALPHABET.index("A"), ALPHABET.index("B")
+    log_probs[:, b] = log_probs[:, a]
+    assert beam_search(log_probs, WordList(["A", "B B B"]), weight=1.0) == "B"
+    assert beam_search(log_probs, WordList(["A A A", "B"]), weight=1.0) == "A"
+
+
+def test_nothing_is_spelled_where_no_sentence_fits():
+    assert beam_search(rows(0, 3), WordList(["XYZ"]), least=1e-30) == ""
+    with pytest.raises(ValueError, match="beam=0"):
+        beam_search(rows(0, 3), WordList(["A"]), beam=0)
+    with pytest.raises(ValueError, match="no word"):
+        WordList(["", " "])

@@ -1,0 +1,50 @@
+"""The recognisers' tables: rows that exist, claims judged by the mean of the seeds, doubts said aloud."""
+
+import pytest
+
+from hlstm_src import experiments, records
+from hlstm_src import speech_tables as st
+from hlstm_src.tables import MISSING
+from tests.recorded import make
+
+
+def row(table, start):
+    return next(cells for name, cells in table.rows if name.startswith(start))
+
+
+def store(root, **runs):
+    """A folder of records: experiment -> (live weights, WER of each seed)."""
+    for name, (live, rates) in runs.items():
+        for seed, wer in enumerate(rates):
+            record = make(name.replace("_", "-"), "desk", seed, live, scores={"wer": wer, "cer": 5.0})
+            record.save(records.path_of(record.experiment, "desk", seed, root))
+    return root
+
+
+def verdicts(root, **runs):
+    return [cells[-1] for _, cells in st.tab_ds2_claims(store(root, **runs)).rows]
+
+
+def test_every_row_is_an_experiment_of_the_catalogue(tmp_path):
+    for table in (st.tab_ds2_cells("desk", tmp_path), st.tab_ds2_training("desk", tmp_path)):
+        lacking = next(note for note in table.notes if "no record yet" in note).split(": ")[1].split(", ")
+        assert len(lacking) == len(table.rows) and set(lacking) <= set(experiments.CATALOGUE)
+
+
+@pytest.mark.parametrize("live, rates, verdict", [
+    (100, [10.0, 10.4], "met"), (100, [10.0, 11.4], "met in the mean; in WER the seeds overlap"),
+    (100, [12.0, 12.4], "not met: WER is higher"), (5000, [10.0, 10.4], "not met"), (100, [10.0], "met, by one seed")])
+def test_a_smaller_model_meets_a_claim_only_if_it_hears_no_worse(tmp_path, live, rates, verdict):
+    found = verdicts(tmp_path, ds2_lstm5=(10_000, [11.0, 12.0]), ds2_hlstm3_compact=(live, rates))
+    assert found[:2] == [verdict, verdict] and found[2] == "not recorded yet"
+
+
+@pytest.mark.parametrize("rates, verdict", [([8.0, 8.6], "met"), ([8.0, 9.0], "met in the mean; not by every seed"),
+                                            ([9.0, 9.1], "not met"), ([8.5], "met, by one seed")])
+def test_the_error_rate_of_the_accurate_model_is_held_against_the_papers(tmp_path, rates, verdict):
+    assert verdicts(tmp_path, ds2_hlstm3_gp=(5000, rates))[2] == verdict
+
+
+def test_nothing_is_judged_without_records(tmp_path):
+    table = st.tab_ds2_claims(tmp_path)
+    assert all(cells[-1] == "not recorded yet" and MISSING in cells for _, cells in table.rows)
