@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from .scan import alive, at_end, flip, scan
 
 ACTIVATIONS = {"relu": F.relu, "leaky_relu": F.leaky_relu, "tanh": torch.tanh, "elu": F.elu}
+APART = 2 ** 20        # entries of a step's matrices from which on, on a CPU, the directions go one after the other
 
 
 @dataclass
@@ -224,8 +225,20 @@ class HLSTM(nn.Module):
         return hs[0], hn, cn
 
     def _hidden(self, k, xs, h, c, weights, lengths, with_state):
-        D = self.directions
         weights = [_even(w, self.widths) for w in weights] if self.uneven else weights
+        probe, units = F.linear(xs[0][:1, :1], weights[0].ih[:1]), sum(len(w.ih) for w in weights)
+        noise = self.noise((*xs[0].shape[:2], units), probe) if self.training and self.gate_dropout else []
+        size = weights[0].hh.numel() + sum(block.numel() for blocks, _ in weights[0].gates for block in blocks)
+        if size < APART or probe.device.type != "cpu":
+            return self._scan(xs, h, c, weights, noise, lengths, probe.dtype)
+        # Large weights of two directions would drive each other out of the cache at every step.
+        each = zip(xs, h[:, None], c[:, None], weights, *(n.chunk(len(xs), 2) for n in noise))
+        done = [self._scan([x], h, c, [w], own, lengths, probe.dtype) for x, h, c, w, *own in each]
+        return [hs for (hs,), _ in done], torch.cat([cn for _, cn in done])
+
+    def _scan(self, xs, h, c, weights, noise, lengths, low):
+        """All steps of one direction, or of both at once: lists and first dimensions by direction."""
+        D = len(xs)
 
         def join(tensors, dim=0):                                  # both directions' rows in one tensor
             tensors = list(tensors)
@@ -234,11 +247,10 @@ class HLSTM(nn.Module):
         mats = [join(getattr(w, name) for w in weights) for name in ("ih", "hh")]
         mats += [join(block for blocks, _ in layer for block in blocks) for layer in layers]
         biases = [join(w.bias for w in weights), *(join(b for _, b in layer) for layer in layers)] if self.bias else []
-        x, probe = join(xs, 2), F.linear(xs[0][:1, :1], mats[0][:1])
-        noise = self.noise((*x.shape[:2], len(mats[0])), probe) if self.training and self.gate_dropout else []
+        x = join(xs, 2)
         h, c = (s.transpose(0, 1).flatten(1) for s in (h, c))      # (B, D*H)
         hs, cs, *_ = scan(x, h, c, mats, biases, [n.expand(*x.shape[:2], -1) for n in noise], D * len(self.widths),
-                          self.activation, probe.dtype)            # bfloat16 under autocast
+                          self.activation, low)                    # bfloat16 under autocast
         hs, cs = (s.chunk(D, dim=2) if D > 1 else [s] for s in (hs, cs))           # a direction each
         return hs, torch.stack([at_end(s, lengths) for s in cs])
 

@@ -1,6 +1,6 @@
 """The recurrence of an H-LSTM layer over a whole sequence, forward and backward, made for speed.
 
-It computes what `unroll` in lstm.py says, for both directions at once. What makes it fast:
+It computes what `unroll` in lstm.py says, for one direction or for both at once. What makes it fast:
 - All gates and directions of a step are one product with a block-diagonal matrix (`product`), whose weights the matrix
   library packs once for all steps, not anew at each.
 - What waits for no other step is done for a stretch of steps at once: the projections of x, the gradients of weights

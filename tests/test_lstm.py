@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from hlstm_src import HLSTM, ConnectionMasks, HLSTMCell, bench, scan
+from hlstm_src import HLSTM, ConnectionMasks, HLSTMCell, bench, lstm, scan
 from hlstm_src.lstm import ACTIVATIONS, CellWeights, flip, step, unroll
 
 SIZES = 3, 4                                # input and state
@@ -653,3 +653,21 @@ def test_a_cell_refuses_what_it_cannot_do():
     for args in ((X[0, 0],), (X[0, :, :2],), (X[0], (S[0, :2], S[0, :2])), (X[0], (S[0], S[0, :, :3]))):
         with pytest.raises(ValueError, match=r"expected \(B, 3\) and twice \(B, 4\)"):
             cell(*args)
+
+
+@pytest.mark.parametrize("options", [{}, {"shared_hidden": True}, {"gate_width": (5, 6, 7, 4)}, {"gate_dropout": 0.3},
+                                     {"gate_dropout": 0.3, "gate_dropout_per": "step", "gate_layers": 2}], ids=str)
+@pytest.mark.parametrize("lengths", [None, [3, 6, 1]])
+def test_directions_give_the_same_together_and_one_after_the_other(monkeypatch, options, lengths):
+    torch.manual_seed(0)
+    layer = HLSTM(5, 6, 2, bidirectional=True, merge="sum", **options).double()
+    x, found = torch.randn(6, 3, 5, dtype=torch.float64, requires_grad=True), []
+    states = tuple(torch.randn(4, 3, 6, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    for apart in (2 ** 60, 0):
+        monkeypatch.setattr(lstm, "APART", apart)
+        torch.manual_seed(1)
+        y, ends = layer(x, states, lengths=None if lengths is None else torch.tensor(lengths))
+        loss = sum((s * torch.arange(s.numel()).view_as(s).cos()).sum() for s in (y, *ends))
+        found.append((y, *ends, *torch.autograd.grad(loss, [x, *states, *layer.parameters()])))
+    for together, alone in zip(*found):
+        torch.testing.assert_close(alone, together, rtol=1e-10, atol=1e-12)
