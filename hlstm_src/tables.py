@@ -72,9 +72,9 @@ class Table:
             {"selector": "caption", "props": "caption-side: top; text-align: left"},
             {"selector": "caption span", "props": STICKY},
             {"selector": "th", "props": "text-align: left; vertical-align: bottom"},
-            {"selector": "th.row_heading", "props": "min-width: 8em"},
+            {"selector": "th.row_heading", "props": "min-width: 8em; vertical-align: top"},
             {"selector": "th, td", "props": "padding: 0.2em 0.5em"},
-            {"selector": "td", "props": "text-align: right; white-space: nowrap"},
+            {"selector": "td", "props": "text-align: right; white-space: nowrap; vertical-align: top"},
             {"selector": "th.col_heading", "props": "text-align: right"},
             {"selector": "th.corner", "props": "text-align: left"},
             {"selector": "th[scope=colgroup]", "props": "text-align: center"},
@@ -85,7 +85,7 @@ class Table:
                 styles.append({"selector": cells, "props": "text-align: left"})
             if place and group != self.columns[place - 1][0]:
                 styles.append({"selector": cells, "props": "border-left: 1px solid"})
-        styled = frame.style.format(escape="html").set_caption(f"<span>{html.escape(self.caption)}</span>")
+        styled = frame.style.format(_broken).set_caption(f"<span>{html.escape(self.caption)}</span>")
         for axis in ("index", "columns"):
             styled = styled.format_index(escape="html", axis=axis)
         return styled.set_table_styles(styles).set_uuid(re.sub(r"[^\w-]", "-", self.name))
@@ -119,6 +119,11 @@ class Table:
             parts.append(f"{self.caption}: {group}" if group else self.caption)
             parts.append(_pipes(lines, {0, *(k for k, head in enumerate(heads, 1) if head in self.words)}))
         return "\n\n".join([*parts, *self.notes])
+
+
+def _broken(cell: str) -> str:
+    """A cell as HTML, the range of the seeds on a line of its own, so that wide tables fit a page."""
+    return re.sub(r" (\([^()]+-[^()]+\), n=\d+)", r" <br><small>\1</small>", html.escape(cell))
 
 
 def _pipes(lines: list[list[str]], left: set[int]) -> str:
