@@ -120,9 +120,13 @@ def scan(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], biases: list[Te
     for t, now in enumerate(gates):
         if t % steps == 0:
             projected = project(x[t:t + steps].to(low).flatten(0, 1)).view(-1, B, len(ih)).unbind(0)
-        z = torch.add(recur(h.to(low)), projected[t % steps], out=hidden[0][t])
+        z = recur(h.to(low)), projected[t % steps]
+        if fused and low == torch.bfloat16:                        # of float32, PyTorch's own tanh is quicker
+            fused.hidden(*map(_numpy, (*z, hidden[0][t])), fused.ACTIVATIONS.index(activation))
+        else:
+            IN_PLACE[activation](torch.add(*z, out=hidden[0][t]))
         for j, layer in enumerate(layers):
-            a = IN_PLACE[activation](hidden[j][t].copy_(z) if j else z)
+            a = IN_PLACE[activation](hidden[j][t].copy_(z)) if j else hidden[0][t]
             z = layer(a * noise[j][t] if noise else a)
         if fused:
             fused.forward(_numpy(z.view(-1, 4, H)), t, start, together, states, outputs)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hlstm_src import HLSTM, gates, scan
+from hlstm_src.lstm import ACTIVATIONS
 
 sizes = st.tuples(st.integers(1, 5), st.integers(1, 40))           # R rows, H hidden
 LOWS = [torch.float32, torch.bfloat16]
@@ -110,3 +111,24 @@ def test_it_is_for_float32_states(dtype):
     assert scan._fused(torch.zeros(2, device="meta"), torch.float32) is None
     assert scan._fused(torch.zeros(2), torch.float16) is None
     assert scan._fused(torch.zeros(2), torch.bfloat16) is gates
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes, st.integers(0, 99), st.sampled_from([0.1, 1.0, 30.0]), st.sampled_from(LOWS),
+       st.sampled_from(gates.ACTIVATIONS))
+def test_a_hidden_layer_is_that_of_torch(size, seed, scale, low, activation):
+    generator = torch.Generator().manual_seed(seed)
+    a, b = ((scale * torch.randn(size, generator=generator)).to(low) for _ in range(2))
+    out = torch.empty(size, dtype=low)
+    gates.hidden(*map(scan._numpy, (a, b, out)), gates.ACTIVATIONS.index(activation))
+    wanted = ACTIVATIONS[activation](a.float() + b.float())
+    torch.testing.assert_close(out.float(), wanted, **({"rtol": 2e-6, "atol": 4e-7} if low == torch.float32 else
+                                                       {"rtol": 2 ** -8, "atol": 1e-6}))
+
+
+@pytest.mark.parametrize("activation", gates.ACTIVATIONS)
+def test_a_number_that_is_none_passes_a_hidden_layer(activation):
+    a = torch.tensor([[1.0, float("nan"), -1.0]])
+    out = torch.empty(1, 3)
+    gates.hidden(a.numpy(), a.numpy(), out.numpy(), gates.ACTIVATIONS.index(activation))
+    assert out.isnan().tolist() == [[False, True, False]]
