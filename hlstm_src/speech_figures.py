@@ -11,8 +11,9 @@ from matplotlib.ticker import MaxNLocator
 
 from .audio import ALPHABET, BINS, BLANK, CONVOLUTIONS, HOP, SAMPLE_RATE, WINDOW
 from .corpora import SpeechCorpus
-from .deepspeech2 import bins_left
-from .figures import BLUE, GREEN, LINES, VERMILION, WIDTH, Picture, _array, _styled
+from .deepspeech2 import GRU, DeepSpeech2, bins_left
+from .drawings import INK, _Circuit
+from .figures import BLUE, GREEN, GREY, LINES, VERMILION, WIDTH, Picture, _array, _styled
 
 
 def _visible(letter: str) -> str:
@@ -242,4 +243,50 @@ def survivors_by_frequency(masks: Mapping[str, object]) -> Picture:
     ax.set(xlabel=f"middle of what a unit of the convolutions sees (kHz)\n(each sees {field:.0f} % of all frequencies)",
            ylabel="live connections (%)\n(dotted: mean)", ylim=(0, None))
     ax.legend()
+    return fig
+
+
+@_styled
+def architecture(model: DeepSpeech2) -> Picture:
+    """The recogniser with its true shapes (`fig-ds2-arch`), from sound at the bottom to labels at the top."""
+    rnn = model.rnns[0].rnn
+    kind = "GRU" if isinstance(rnn, GRU) else "H-LSTM" if rnn.gate_layers else "LSTM"
+    H, labels, shown = model.output.in_features, model.output.out_features, 7
+    layers, bins, steps = [("log spectrogram", f"{BINS} × T", GREY)], BINS, "T"
+    for convolution in model.convolutions:
+        (kF, kT), (sF, sT) = convolution.kernel_size, convolution.stride
+        bins, steps = (bins - kF) // sF + 1, "T/2" if sT == 2 else steps
+        layers.append((f"convolution {kF} × {kT},\nstep {sF} × {sT}",
+                       f"{convolution.out_channels} × {bins} × {steps}", GREEN))
+    fig = Picture(2.2 + 0.72 * (len(layers) + len(model.rnns)),
+                  "The recogniser, bottom to top: " + ", ".join(f"{a}: {b}".replace("\n", " ") for a, b, _ in layers)
+                  + f", {len(model.rnns)} {kind} layers {H} wide in both directions, summed, {labels} labels")
+    ax = fig.subplots()
+    pen, left, width = _Circuit(ax), 2.6, 6.0
+    ax.axis("off")
+    y = 0.0
+    for text, shape, colour in layers:
+        pen.box(left + width / 2, y, shape, colour, width=width, height=0.6)
+        ax.text(left - 0.25, y, text, ha="right", va="center", fontsize=9.5)
+        pen.line((left + width / 2, y + 0.3), (left + width / 2, y + 0.72))
+        y += 1.05
+    places = [left + width * (k + 0.5) / shown for k in range(shown)]
+    for n in range(len(model.rnns)):
+        size = bins * model.convolutions[-1].out_channels if n == 0 else H
+        ax.text(left - 0.25, y + 0.12, f"{kind} {n + 1}\n{size} → {H}", ha="right", va="center", fontsize=9.5)
+        for k, x in enumerate(places):
+            for up, colour, step in ((0, BLUE, 1), (0.38, VERMILION, -1)):
+                pen.box(x, y + up, "", colour, width=0.5, height=0.26)
+                if 0 <= k + step < shown:
+                    pen.line((x + step * 0.25, y + up), (places[k + step] - step * 0.25, y + up))
+        y += 0.95
+        pen.line((left + width / 2, y - 0.4), (left + width / 2, y - 0.2))
+    pen.box(left + width / 2, y + 0.1, f"{labels} × {steps}", INK, width=width, height=0.5)
+    ax.text(left - 0.25, y + 0.1, "a probability for\neach label", ha="right", va="center", fontsize=9.5)
+    for x, sign in zip(places, "_HH_E__"):
+        ax.text(x, y + 0.65, sign, ha="center", va="center", family="monospace", fontsize=11)
+    ax.text(left - 0.25, y + 0.65, "a path", ha="right", va="center", fontsize=9.5)
+    ax.text(left + width + 0.2, 1.05 * len(layers) + 0.38, "back", color=VERMILION, va="center", fontsize=9.5)
+    ax.text(left + width + 0.2, 1.05 * len(layers), "forward", color=BLUE, va="center", fontsize=9.5)
+    ax.set(xlim=(0, left + width + 1.2), ylim=(-0.4, y + 0.95), aspect="auto")
     return fig

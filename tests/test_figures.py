@@ -14,7 +14,7 @@ from PIL import Image
 from hlstm_src import figures, scores, speech_figures
 from hlstm_src.audio import ALPHABET, BINS, BLANK, HOP, SAMPLE_RATE, WINDOW
 from hlstm_src.corpora import LABELS, SpeechCorpus
-from hlstm_src.deepspeech2 import spectrogram
+from hlstm_src.deepspeech2 import DeepSpeech2, spectrogram
 from hlstm_src.profiles import MINI_SPEECH, ROOT
 from hlstm_src.records import RunRecord
 from tests.pictures import drawn
@@ -272,3 +272,15 @@ def test_survivors_are_counted_at_the_frequency_that_their_unit_sees():
     assert share[3] == pytest.approx(75) and share[20] == pytest.approx(10) and share.sum() == pytest.approx(85)
     with pytest.raises(ValueError, match="21 columns"):
         speech_figures.survivors_by_frequency({"wrong": mask[:, :40]})
+
+
+@pytest.mark.parametrize("cell, layers, kind", [("hlstm", 3, "H-LSTM"), ("lstm", 5, "LSTM"), ("gru", 1, "GRU")])
+def test_the_recogniser_is_drawn_with_its_true_shapes(cell, layers, kind):
+    with torch.device("meta"):
+        model = DeepSpeech2(29, cell, layers, 800, 32)
+    picture = drawn(speech_figures.architecture(model))
+    said = texts(picture)
+    for shape in ("161 × T", "32 × 61 × T/2", "32 × 21 × T/2", "29 × T/2"):
+        assert shape in said
+    assert [f"{kind} {n + 1}\n{672 if n == 0 else 800} → 800" in said for n in range(layers)] == [True] * layers
+    assert f"{layers} {kind} layers 800 wide" in picture.alt
