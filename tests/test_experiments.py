@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import asdict
+from fnmatch import fnmatch
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from hlstm_src.schedule import Dense, GrowPruneSchedule
 from hlstm_src.toy import Interlock
 from tests.speech import make_corpus, use_corpus
 
-NAMES = tuple(name for name in experiments.CATALOGUE if name.startswith("ds2-"))
+NAMES = "ds2-lstm", "ds2-hlstm", "ds2-hlstm-gp"
+GRID = tuple(name for name in experiments.CATALOGUE if name.startswith("ds2-") and name not in NAMES)
 TOYS = tuple(name for name in experiments.CATALOGUE if name.startswith("toy-"))
 RUNS = [(name, 0) for name in NAMES] + [("ds2-lstm", 1)]
 
@@ -343,11 +345,35 @@ def test_every_recipe_can_be_built_and_takes_as_many_epochs_as_its_profile_says(
     assert profiles.PROFILES[profile].kept == (profile in ("desk", "paper"))
 
 
+@pytest.mark.parametrize("profile", profiles.PROFILES)
+def test_the_grid_trains_for_equal_epochs_and_its_small_models_are_alike(profile, monkeypatch):
+    monkeypatch.undo()
+    sizes, cells, live = profiles.PROFILES[profile].speech, {}, {}
+    for name in GRID:
+        made = experiments.recipe(name, profile)
+        with torch.device("meta"):
+            network = DeepSpeech2(**made.model)
+        cells[name] = sum(p.numel() for n, p in network.named_parameters() if fnmatch(n, made.masked))
+        density, schedule = None, Dense(**made.schedule) if "rival" not in made.schedule else None
+        if schedule is None:
+            density, schedule = rivals.rival(made.schedule["rival"], **{k: v for k, v in made.schedule.items()
+                                                                        if k != "rival"})
+        assert schedule.epochs_left == sizes.grid_epochs and (density is None) == isinstance(schedule, Dense)
+        live[name] = cells[name] * made.schedule.get("density", 1)
+    most = cells["ds2-lstm5"] / 23.5                               # the paper's factor of FLOPs
+    for name in GRID:
+        if "compact" in name:
+            assert 0.9 * most < live[name] <= most
+        elif "small" in name and profile in ("desk", "paper"):      # elsewhere a unit more or less is a large step
+            assert abs(cells[name] / most - 1) < 0.05
+    assert live["ds2-hlstm3-gp"] == live["ds2-hlstm3-prune"] == cells["ds2-hlstm3"] / 2
+
+
 def test_no_two_recipes_share_a_key(corpus, monkeypatch):
     monkeypatch.undo()
-    keys = {experiments.key_of(experiments.recipe(name, profile), corpus) for name in NAMES
+    keys = {experiments.key_of(experiments.recipe(name, profile), corpus) for name in NAMES + GRID
             for profile in profiles.PROFILES}
-    assert len(keys) == len(NAMES) * len(profiles.PROFILES)
+    assert len(keys) == len(NAMES + GRID) * len(profiles.PROFILES)
     keys = {experiments.key_of(experiments.recipe(name, profile), corpus) for name in TOYS
             for profile in ("smoke", "laptop")}
     assert len(keys) == 2 * len(TOYS)
