@@ -15,7 +15,7 @@ from .decoding import WordList, beam_search
 from .deepspeech2 import DeepSpeech2
 from .neuraltalk import NeuralTalk
 from .search import BEAMS
-from .tasks import CaptionTask, SpeechTask, tokens
+from .tasks import CaptionTask, SpeechTask, spelled, tokens
 from .toy import Interlock, ToyModel, ToyTask
 
 CPU = torch.device("cpu")
@@ -52,10 +52,10 @@ class Speech:
         """Greedy transcripts, and their error rates; as `wer_words` that of a search among the words of the training
         transcripts, which knows more than the paper's and is no part of any comparison with it."""
         log_probs = task.log_probs(model, utterances, CPU)
-        heard = [scores.greedy(own[None], torch.tensor([len(own)]))[0] for own in log_probs]
-        said, words = [u.transcript for u in utterances], WordList(u.transcript for u in task.train)
-        spelled = [beam_search(own.numpy(), words) for own in log_probs]
-        return heard, scores.error_rates(said, heard) | {"wer_words": scores.error_rates(said, spelled)["wer"]}
+        heard, said = spelled(log_probs), [u.transcript for u in utterances]
+        words = WordList(u.transcript for u in task.corpus.split("train"))     # all of them, whatever the task's limit
+        known = [beam_search(own.numpy(), words) for own in log_probs]
+        return heard, scores.error_rates(said, heard) | {"wer_words": scores.error_rates(said, known)["wer"]}
 
     @staticmethod
     def frame(model: DeepSpeech2, masks: dict[str, Tensor], **options) -> Counts:

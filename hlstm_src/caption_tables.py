@@ -18,7 +18,7 @@ from .paper import short
 from .profiles import PROFILES
 from .records import RunRecord
 from .search import BEAMS
-from .tables import MISSING, RECORDED, Column, Table, compare, compression, density, factor, spread
+from .tables import MISSING, RECORDED, Column, Table, compare, compression, density, factor, spread, verdict
 
 CORPORA = {"": "UCM-Captions", "-flowers": "Flowers-captions"}
 PLAIN, BASELINE, ACCURATE, COMPACT = "nt-lstm1", "nt-lstm3", "nt-hlstm1-gp", "nt-hlstm1-compact"
@@ -188,7 +188,7 @@ def tab_neuraltalk_claims(root: str | Path | None = None, profile: str = RECORDE
         seeds = f"{len(ours)} against {len(base)}" if ours and base else MISSING
         lines.append((f"{goal.note}: {goal.text()}{'' if of else ' points'}", [
             f"{model}, beam {beam}", shown, MISSING if gain is None else f"{gain:+.1f}", seeds,
-            _verdict(value, goal.value, gain, *scores)]))
+            verdict(value, goal.value, *scores)]))
     heads = [("", head) for head in ("our model", "recorded", "CIDEr against LSTM x3", "seeds", "verdict")]
     notes = [f"Recorded ({profile}) on UCM-Captions; the paper's figures are for MSCOCO. Both networks at one beam.",
              "A smaller or faster model meets a claim only if its CIDEr is no lower, in the mean of the seeds."]
@@ -209,16 +209,3 @@ def _ratio(base: list[RunRecord], ours: list[RunRecord], of: Callable[[RunRecord
     if not all(values) or any(value is None for group in values for value in group):
         return None
     return statistics.fmean(values[0]) / statistics.fmean(values[1])
-
-
-def _verdict(value: float | None, goal: float, gain: float | None, ours: list[float], base: list[float]) -> str:
-    """"met", "not met" or "not recorded yet", with the doubt that the seeds' spread leaves."""
-    if value is None or gain is None:
-        return "not measured yet" if ours and base else "not recorded yet"
-    if value < goal:
-        return "not met"
-    if gain < 0:
-        return "not met: CIDEr is lower"
-    if min(len(ours), len(base)) < 2:
-        return "met, by one seed"
-    return "met" if min(ours) > max(base) else "met in the mean; in CIDEr the seeds overlap"

@@ -219,8 +219,8 @@ def gp_flow(record: RunRecord) -> Picture:
 def rivals(scores: Mapping[str, Sequence[float]], label: str) -> Picture:
     """Every run as a dot: `scores` holds, by method, a number for each seed, of which a bar marks the mean.
 
-    Methods stand in the order given, from above; `label` names the axis, with its unit. Raises ValueError where a
-    method has no score.
+    Methods stand in the order given, from above; `label` names the axis, with its unit. It begins at 0 unless all
+    scores lie far from there, where they would hide each other. Raises ValueError where a method has no score.
     """
     if not scores or not all(len(values) for values in scores.values()):
         raise ValueError("rivals needs at least one score of each method")
@@ -233,6 +233,9 @@ def rivals(scores: Mapping[str, Sequence[float]], label: str) -> Picture:
         ax.plot(values, heights, "o", color=BLUE, alpha=0.75, linestyle="none")
         ax.plot([np.mean(values)] * 2, [y - 0.3, y + 0.3], color=VERMILION, linewidth=2.2)
     ax.set_yticks(range(len(scores)), list(scores))
-    ax.set(xlabel=f"{label} (dot: a seed; bar: the mean)", ylim=(len(scores) - 0.4, -0.6), xlim=(0, None))
+    ax.set(xlabel=f"{label} (dot: a seed; bar: the mean)", ylim=(len(scores) - 0.4, -0.6))
+    known = [value for values in scores.values() for value in values]
+    if min(known) < max(known) / 2:
+        ax.set_xlim(0)
     ax.grid(True, axis="x")
     return fig

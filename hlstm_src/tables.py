@@ -193,6 +193,22 @@ def compression(record: RunRecord, baseline: list[RunRecord]) -> float | None:
     return whole / record.counts.cell.nonzero_params
 
 
+def verdict(value: float | None, goal: float, ours: list[float], base: list[float], score: str = "CIDEr",
+            better: int = 1) -> str:
+    """A claim of so many times less, or so many points more: "met", "not met" or not known yet, with the doubt that the
+    seeds' spread leaves. ours and base: the score of each seed, which may not be worse; better: -1 for error rates."""
+    if value is None or not ours or not base:
+        return "not measured yet" if ours and base else "not recorded yet"
+    if value < goal:
+        return "not met"
+    if better * (statistics.fmean(ours) - statistics.fmean(base)) < 0:
+        return f"not met: {score} is {'lower' if better > 0 else 'higher'}"
+    if min(len(ours), len(base)) < 2:
+        return "met, by one seed"
+    apart = min(better * x for x in ours) > max(better * x for x in base)
+    return "met" if apart else f"met in the mean; in {score} the seeds overlap"
+
+
 SPEECH = (
     Column("recurrent weights", "params", lambda record, _: record.counts.cell.nonzero_params, short),
     Column("compression", "compression", compression, factor),

@@ -69,13 +69,17 @@ class SpeechTask:
 
     def transcribe(self, model: nn.Module, utterances: list[Utterance], device: torch.device) -> list[str]:
         """Greedy transcripts, in the order given."""
-        return [scores.greedy(own[None], torch.tensor([len(own)]))[0]
-                for own in self.log_probs(model, utterances, device)]
+        return spelled(self.log_probs(model, utterances, device))
 
     def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Validation WER and CER in percent."""
         rates = scores.error_rates([u.transcript for u in self.valid], self.transcribe(model, self.valid, device))
         return {name: rates[name] for name in ("wer", "cer")}
+
+
+def spelled(heard: list[Tensor]) -> list[str]:
+    """Greedy transcripts of what `log_probs` gave."""
+    return [scores.greedy(own[None], torch.tensor([len(own)]))[0] for own in heard]
 
 
 def _played(wave: Tensor, speed: float) -> Tensor:

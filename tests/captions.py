@@ -1,11 +1,16 @@
 """A caption corpus of seconds for the tests: squares of plain colours, at the left or at the right."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from data_prep.captions import Scene, write_corpus
+from hlstm_src import experiments, profiles
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
 SIDES = {"left": slice(4, 28), "right": slice(36, 60)}
@@ -41,3 +46,16 @@ def make_corpus(folder: Path, sizes: dict[str, int] = SIZES, captions: int = 5, 
              "source": "made for a test", **about}
     write_corpus(folder, scenes, **about)
     return folder
+
+
+@contextmanager
+def trained(results: Path, names: tuple[str, ...], **sizes) -> Iterator[Path]:
+    """A folder of results in which these experiments have been run, in the profile smoke with such captions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(profiles, "PROFILES", dict(profiles.PROFILES))
+        patch.setenv("HLSTM_RESULTS", str(results))
+        smoke = profiles.PROFILES["smoke"]
+        profiles.PROFILES["smoke"] = replace(smoke, captions=replace(smoke.captions, **sizes))
+        for name in names:
+            experiments.run(name, "smoke", progress=False)
+        yield results

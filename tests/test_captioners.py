@@ -1,7 +1,6 @@
 """Captioners as task and as experiments: batches, scores, sizes, records, and stored models that score the same."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from hlstm_src.corpora import CaptionCorpus
 from hlstm_src.counting import count
 from hlstm_src.neuraltalk import NeuralTalk, caption_loss, collate
 from hlstm_src.tasks import CaptionTask, tokens
-from tests.captions import SIZES, make_corpus
+from tests.captions import SIZES, make_corpus, trained
 
 CPU = torch.device("cpu")
 NAMES = tuple(name for name in experiments.CATALOGUE if name.startswith("nt-"))
@@ -28,22 +27,10 @@ def corpus(folder):
     return CaptionCorpus(folder, "tiny")
 
 
-def use(folder, **changes):
-    smoke = profiles.PROFILES["smoke"]
-    sizes = replace(smoke.captions, corpus=str(folder), epochs=12, lr=2e-2, limit=None) if folder else smoke.captions
-    profiles.PROFILES["smoke"] = replace(smoke, captions=replace(sizes, **changes))
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, folder):
-    """The folder of results in which some experiments have been run."""
-    results = tmp_path_factory.mktemp("made") / "results"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(profiles, "PROFILES", dict(profiles.PROFILES))
-        patch.setenv("HLSTM_RESULTS", str(results))
-        use(folder)
-        for name in RUNS:
-            experiments.run(name, "smoke", progress=False)
+    with trained(tmp_path_factory.mktemp("made") / "results", RUNS, corpus=str(folder), epochs=12, lr=2e-2,
+                 limit=None) as results:
         yield results
 
 

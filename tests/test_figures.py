@@ -229,7 +229,9 @@ def test_rivals_are_a_dot_a_seed_and_a_bar_at_the_mean():
     assert [list(values) for values in dots] == list(scores.values())
     assert [list(mean) for mean in means] == [[3.0, 3.0], [4.0, 4.0]]
     assert [label.get_text() for label in ax.get_yticklabels()] == list(scores) and ax.yaxis_inverted()
-    assert "test error (%)" in ax.get_xlabel() and "alone 4.00" in fig.alt
+    assert "test error (%)" in ax.get_xlabel() and "alone 4.00" in fig.alt and ax.get_xlim()[0] == 0
+    low, high = figures.rivals({"one": [330.0, 340.0], "other": [280.0]}, "CIDEr").axes[0].get_xlim()
+    assert 270 < low < 280 and 340 < high < 350
     for nothing in ({}, {"alone": []}):
         with pytest.raises(ValueError, match="at least one score"):
             figures.rivals(nothing, "error")

@@ -2,13 +2,12 @@
 
 import os
 import signal
-from dataclasses import replace
 
 import pytest
 import torch
 
 from data_prep.features import store_features
-from hlstm_src import experiments, profiles, records
+from hlstm_src import experiments, records
 from hlstm_src.compact.pack import pack
 from hlstm_src.compact.runtime import load_compact
 from hlstm_src.corpora import CaptionCorpus, CorpusError
@@ -16,7 +15,7 @@ from hlstm_src.encoders import Pretrained, learner, load_encoder
 from hlstm_src.neuraltalk import NeuralTalk
 from hlstm_src.tasks import CaptionTask
 from hlstm_src.training import Interrupted, Trainer
-from tests.captions import make_corpus
+from tests.captions import make_corpus, trained
 
 pytest.importorskip("efficientnet_lite_pytorch")
 CPU, NAME, ENCODER = torch.device("cpu"), "nt-hlstm1-compact-tuned", "efficientnet_lite0"
@@ -31,16 +30,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, folder):
-    """The folder of results in which the captioner has been trained on."""
-    results = tmp_path_factory.mktemp("made") / "results"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(profiles, "PROFILES", dict(profiles.PROFILES))
-        patch.setenv("HLSTM_RESULTS", str(results))
-        smoke = profiles.PROFILES["smoke"]
-        sizes = replace(smoke.captions, corpus=str(folder), encoder=ENCODER, batch=10, limit=None, rounds=2, epochs=5,
-                        finetune_epochs=2, finetune_lr=1e-3)
-        profiles.PROFILES["smoke"] = replace(smoke, captions=sizes)
-        experiments.run(NAME, "smoke", progress=False)
+    with trained(tmp_path_factory.mktemp("made") / "results", (NAME,), corpus=str(folder), encoder=ENCODER, batch=10,
+                 limit=None, rounds=2, epochs=5, finetune_epochs=2, finetune_lr=1e-3) as results:
         yield results
 
 

@@ -51,10 +51,7 @@ def feature(image: "Image", encoder: str) -> np.ndarray:
 @functools.cache
 def _encoder(name: str):
     from .. import encoders
-    try:
-        return encoders.load_encoder(name)
-    except encoders.EncoderError as error:
-        raise UserError(str(error)) from None
+    return encoders.load_encoder(name)
 
 
 class Tuned:
@@ -67,10 +64,7 @@ class Tuned:
         from torch import from_numpy
 
         from .. import encoders
-        try:
-            self.network, self.prepare = encoders.learner(name, 0), encoders.PREPARE[name]
-        except (encoders.EncoderError, KeyError) as error:
-            raise UserError(str(error)) from None
+        self.network, self.prepare = encoders.learner(name, 0), encoders.PREPARE[name]
         state = self.network.state_dict()
         for key, tensor in state.items():
             if not key.endswith("num_batches_tracked"):            # which only training reads
