@@ -225,6 +225,24 @@ def bench_speech(corpus: Annotated[Path, typer.Option(help="a corpus folder, suc
         bench.save(json, "speech", rows, seconds=seconds, start_seconds=begun, peak_mb=peak)
 
 
+@benches.command("training")
+def bench_training(profile: ProfileOption = "laptop",
+                   name: Annotated[list[str], typer.Option(help="a recogniser; may be repeated")] =
+                   ("ds2-lstm5", "ds2-hlstm3", "ds2-hlstm3-gp"),
+                   precision: Annotated[list[str], typer.Option(help="fp32 or bf16; may be repeated")] =
+                   ("fp32", "bf16"),
+                   batches: Annotated[int, typer.Option(min=1, help="from short utterances to long ones")] = 4,
+                   rounds: Annotated[int, typer.Option(min=1, help="timings of each contestant")] = 3,
+                   json: JsonOption = None):
+    """A training step of the recognisers: how long it takes, and which part of it."""
+    from . import bench
+    from . import bench_training as b
+    rows, sizes = b.training(name, profile, precision, batches, rounds)
+    print(b.table(rows, sizes))
+    if json:
+        bench.save(json, "training", rows, profile=profile, **sizes)
+
+
 @benches.command("captions")
 def bench_captions(corpus: Annotated[Path, typer.Option(help="a corpus folder with features, such as data/ucm")],
                    model: Annotated[Path, typer.Option(help="a captioner that `run` wrote")] = TRAINED_CAPTIONER,

@@ -131,6 +131,11 @@ class DeepSpeech2(nn.Module):
 
         Frames behind an utterance's end must be zero, as `spectrogram` leaves them.
         """
+        x, lengths, alive = self.convolve(spec, lengths)
+        return self.letters(self.recur(x, lengths, alive), alive), lengths
+
+    def convolve(self, spec: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the first recurrent layer reads: x (B, T', C*F), lengths (B), alive (B, T')."""
         x = spec[:, None]                                          # (B, 1, F, T)
         for convolution, norm, (_, kT, _, sT) in zip(self.convolutions, self.norms, CONVOLUTIONS):
             x = convolution(x)
@@ -138,10 +143,17 @@ class DeepSpeech2(nn.Module):
             alive = _alive(lengths, x.shape[3])
             x = F.hardtanh(norm(x.permute(0, 3, 1, 2), alive), 0, 20)
             x = x.permute(0, 2, 3, 1) * alive[:, None, None]
-        x = x.flatten(1, 2).transpose(1, 2)                        # (B, T', C*F)
+        return x.flatten(1, 2).transpose(1, 2), lengths, alive
+
+    def recur(self, x: Tensor, lengths: Tensor, alive: Tensor) -> Tensor:
+        """Through all recurrent layers: (B, T', C*F) -> (B, T', H)."""
         for block in self.rnns:
             x = block(x, lengths, alive)
-        return self.output(self.norm(x, alive)).float().log_softmax(-1), lengths
+        return x
+
+    def letters(self, x: Tensor, alive: Tensor) -> Tensor:
+        """What the last recurrent layer gives, (B, T', H) -> log probabilities (B, T', labels)."""
+        return self.output(self.norm(x, alive)).float().log_softmax(-1)
 
 
 def ctc_loss(log_probs: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:

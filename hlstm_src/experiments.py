@@ -279,23 +279,30 @@ def run(name: str, profile_name: str = "laptop", seed: int = 0, *, force: bool =
     return record
 
 
-def trainer(name: str, profile_name: str = "laptop", seed: int = 0, **options) -> Trainer:
+def trainer(name: str, profile_name: str = "laptop", seed: int = 0, precision: str | None = None,
+            **options) -> Trainer:
     """The trainer of an experiment before its first step, for those who want to look on; it writes nothing.
 
-    `options` go to `Trainer`. Once trained, its history is that of the record.
+    `options` go to `Trainer`. Once trained, its history is that of the record, unless `precision` is another.
     """
     made = recipe(name, profile_name)
+    if precision is not None:
+        made = replace(made, settings=replace(made.settings, precision=precision))
     return _trainer(made, benchmark(made, profile(profile_name)), seed, **options)
+
+
+def plan(made: Recipe, seed: int) -> tuple[float | None, Dense | GrowPruneSchedule]:
+    """Density of the sparse seed (None: no masks at all), and the schedule."""
+    schedule = dict(made.schedule)
+    if "rival" in schedule:
+        return rivals.rival(schedule.pop("rival"), seed=seed, **schedule)
+    return made.seed_density, Dense(**schedule) if "epochs" in schedule else GrowPruneSchedule(**schedule)
 
 
 def _trainer(made: Recipe, bench, seed: int, **options) -> Trainer:
     torch.manual_seed(seed)
     model = bench.make(**made.model | bench.sizes).to(accelerator(made.settings.precision).device)
-    density, schedule = made.seed_density, dict(made.schedule)
-    if "rival" in schedule:
-        density, schedule = rivals.rival(schedule.pop("rival"), seed=seed, **schedule)
-    else:
-        schedule = Dense(**schedule) if "epochs" in schedule else GrowPruneSchedule(**schedule)
+    density, schedule = plan(made, seed)
     masks = None
     if density is not None:
         masks = ConnectionMasks(model, made.masked, density, torch.Generator().manual_seed(seed))

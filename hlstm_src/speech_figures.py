@@ -14,6 +14,7 @@ from .corpora import SpeechCorpus
 from .deepspeech2 import GRU, DeepSpeech2, bins_left
 from .drawings import INK, _Circuit
 from .figures import BLUE, GREEN, GREY, LINES, VERMILION, WIDTH, Picture, _array, _styled
+from .records import LatencyRow
 
 
 def _visible(letter: str) -> str:
@@ -243,6 +244,33 @@ def survivors_by_frequency(masks: Mapping[str, object]) -> Picture:
     ax.set(xlabel=f"middle of what a unit of the convolutions sees (kHz)\n(each sees {field:.0f} % of all frequencies)",
            ylabel="live connections (%)\n(dotted: mean)", ylim=(0, None))
     ax.legend()
+    return fig
+
+
+@_styled
+def training_time(rows: Sequence[LatencyRow], batch: int, names: Mapping[str, str]) -> Picture:
+    """Where a training step's time goes: rows of `bench training`, by utterance; `names` gives engines their labels.
+
+    The parts were timed alone, so their sum need not be the whole step, which the diamond marks.
+    """
+    cases = list(dict.fromkeys(row.case for row in rows))
+    whole, *parts = cases
+    found = {(row.engine, row.case): row.microseconds / 1000 / batch for row in rows}
+    engines = [engine for engine in names if (engine, whole) in found][::-1]
+    fig = Picture(1.5 + 0.42 * len(engines), "Milliseconds a training step takes for each utterance: " + "; ".join(
+        f"{names[e]} {found[e, whole]:.1f}" for e in engines[::-1]))
+    ax, left = fig.subplots(), np.zeros(len(engines))
+    for part, (colour, *_), hatch in zip(parts, LINES, itertools.cycle(("", "///", "...", "xxx", "\\\\\\"))):
+        size = np.array([found[e, part] for e in engines])
+        ax.barh(range(len(engines)), size, left=left, color=colour, hatch=hatch, edgecolor="white", label=part)
+        left += size
+    ax.plot([found[e, whole] for e in engines], range(len(engines)), "D", color="black", markersize=6, linestyle="none",
+            label=whole)
+    ax.set_yticks(range(len(engines)), [names[e] for e in engines])
+    ax.set(xlabel="milliseconds an utterance", xlim=(0, None))
+    ax.grid(False, axis="y")
+    ax.grid(True, axis="x")
+    fig.legend(loc="outside lower center", ncols=3)
     return fig
 
 

@@ -43,8 +43,8 @@ class SpeechTask:
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
         return corpora.length_batches([u.seconds for u in self.train], self.batch, generator)
 
-    def loss(self, model: nn.Module, indices: list[int], device: torch.device) -> Tensor:
-        """CTC loss of a training batch."""
+    def sounds(self, indices: list[int], device: torch.device) -> tuple[Tensor, Tensor, corpora.Batch]:
+        """A training batch as the model reads it: spectrograms (B, 161, T), frames (B), and the batch."""
         chosen = [self.train[k] for k in indices]
         waves = [self.wave(u) for u in chosen]
         if self.augment:
@@ -53,6 +53,11 @@ class SpeechTask:
         spec, lengths = spectrogram(batch.waves, batch.lengths)
         if self.augment:
             spec = spec_augment(spec, lengths, *self.bands)
+        return spec, lengths, batch
+
+    def loss(self, model: nn.Module, indices: list[int], device: torch.device) -> Tensor:
+        """CTC loss of a training batch."""
+        spec, lengths, batch = self.sounds(indices, device)
         return ctc_loss(*model(spec, lengths), batch.targets, batch.target_lengths)
 
     @torch.no_grad()

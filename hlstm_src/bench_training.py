@@ -1,0 +1,98 @@
+"""A training step of the recognisers: how long it takes in either precision, and which part of it."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from . import experiments
+from .bench import interleaved, rows_of
+from .deepspeech2 import ctc_loss
+from .records import LatencyRow
+from .training import Trainer
+
+NAMES = "ds2-lstm5", "ds2-hlstm3", "ds2-hlstm3-gp"
+WHOLE = "whole step"
+
+
+def spread_out(batches: Sequence, count: int) -> list:
+    """So many of the batches, evenly spread, none twice."""
+    count = min(count, len(batches))
+    return [batches[(2 * k + 1) * len(batches) // (2 * count)] for k in range(count)]
+
+
+def training(names: Sequence[str] = NAMES, profile: str = "laptop", precisions: Sequence[str] = ("fp32", "bf16"),
+             batches: int = 4, rounds: int = 3) -> tuple[list[LatencyRow], dict[str, int]]:
+    """Times the whole training step and each of its parts alone, over batches from short utterances to long ones.
+
+    Returns (microseconds a step, by the engine "NAME PRECISION" and the case, which is a part or "whole step";
+    {"batch": utterances in a step, "steps": in an epoch}). A part's time is that of its forward and backward pass on
+    its own, so the parts need not add up to the whole. Raises ValueError for what is no recogniser, CorpusError.
+    """
+    contestants, sizes = {}, {}
+    for name in names:
+        if experiments.recipe(name, profile).benchmark != "speech":
+            raise ValueError(f"experiment {name!r}: only recognisers are timed, those called ds2-...")
+        for precision in precisions:
+            made = experiments.trainer(name, profile, precision=precision, progress=False)
+            every = made.task.batches(0)
+            chosen = sorted(every, key=lambda batch: max(made.task.train[k].seconds for k in batch))
+            sizes = {"batch": made.task.batch, "steps": len(every)}
+            runs = [parts(made, batch) for batch in spread_out(chosen, batches)]
+            for part in runs[0]:
+                contestants[f"{name} {precision}", part] = [run[part] for run in runs]
+    took = interleaved({key: lambda runs=runs: [run() for run in runs] for key, runs in contestants.items()}, rounds)
+    rows = []
+    for engine in dict.fromkeys(engine for engine, _ in contestants):
+        for part in (part for own, part in contestants if own == engine):
+            seconds = took[engine, part] / len(contestants[engine, part])
+            rows += rows_of({engine: seconds}, part, torch.get_num_threads())
+    return rows, sizes
+
+
+def parts(trainer: Trainer, batch: list[int]) -> dict[str, Callable[[], object]]:
+    """The step of a trainer over one batch, whole and in parts that can be called in any order."""
+    model, task, device = trainer.model, trainer.task, trainer.accelerator.device
+    torch.manual_seed(0)
+    model.train()
+    for group in trainer.optimiser.param_groups:
+        group["lr"] = 0.0                                          # every round sees the same weights
+    spec, frames, made = task.sounds(batch, device)
+    with torch.no_grad(), trainer.accelerator.autocast():
+        x, lengths, alive = model.convolve(spec, frames)
+        y = model.recur(x, lengths, alive)
+    x, y = (t.float().requires_grad_() for t in (x, y))            # what comes between the parts
+
+    def there_and_back(run: Callable[[], Tensor]) -> None:
+        with trainer.accelerator.autocast():
+            out = run()
+        out.float().sum().backward()
+
+    def update() -> None:
+        if trainer.masks is not None:
+            trainer.masks.mask_gradients_()
+        nn.utils.clip_grad_norm_(trainer.parameters, trainer.settings.clip)
+        trainer.optimiser.step()
+    return {
+        WHOLE: lambda: trainer._step([batch], 0.0),
+        "sound": lambda: task.sounds(batch, device),
+        "convolutions": lambda: there_and_back(lambda: model.convolve(spec, frames)[0]),
+        "recurrent layers": lambda: there_and_back(lambda: model.recur(x, lengths, alive)),
+        "letters and CTC": lambda: there_and_back(lambda: ctc_loss(model.letters(y, alive), lengths, made.targets,
+                                                                   made.target_lengths)),
+        "update": update}
+
+
+def table(rows: Sequence[LatencyRow], sizes: dict[str, int]) -> str:
+    """A line for each recogniser and precision: the step, utterances a second, an epoch, shares of the parts."""
+    cases = list(dict.fromkeys(row.case for row in rows if row.case != WHOLE))
+    found = {(row.engine, row.case): row.microseconds / 1e6 for row in rows}
+    engines = list(dict.fromkeys(row.engine for row in rows))
+    wide = max(map(len, engines))
+    text = [f"{'':{wide}}  s a step  utterances/s  min an epoch  " + "  ".join(cases)]
+    for engine in engines:
+        whole = found[engine, WHOLE]
+        shares = "  ".join(f"{found[engine, case] / whole:{len(case)}.0%}" for case in cases)
+        text.append(f"{engine:{wide}}  {whole:8.3f}  {sizes['batch'] / whole:12.1f}  "
+                    f"{whole * sizes['steps'] / 60:12.2f}  {shares}")
+    return "\n".join(text)
