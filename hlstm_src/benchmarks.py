@@ -31,8 +31,8 @@ class Speech:
     def __init__(self, corpus: SpeechCorpus):
         self.corpus, self.name, self.sha256 = corpus, corpus.name, corpus.sha256
 
-    def task(self, seed: int, batch: int = 16, limit: int | None = None) -> SpeechTask:
-        return SpeechTask(self.corpus, batch, limit, seed)
+    def task(self, seed: int, **sizes) -> SpeechTask:
+        return SpeechTask(self.corpus, seed=seed, **sizes)
 
     @staticmethod
     def about(task: dict) -> dict:
