@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .masks import ConnectionMasks, live_count, random_scores
 
+INITS = "zero", "gradient", "sized"
 STRUCTURES = (None, "block16", "balanced", "row", "column")
 
 
@@ -60,9 +61,10 @@ def grow(masks: ConnectionMasks, gradients: dict[str, Tensor], ratio: float, *, 
 
     A dormant connection wakes if its |gradient| is at or above the `ratio`-quantile of |gradient| over the whole
     matrix, live connections included (`per="global"`: over all matrices together). Of n entries, n - floor(ratio n)
-    lie there when no two are equal; a gradient of exactly zero never wakes anything. New weights start at zero, or
-    with `init="gradient"` at -step * gradient; the optimiser begins anew with a matrix that grew. Source: paper,
-    Method (detail unverified).
+    lie there when no two are equal; a gradient of exactly zero never wakes anything. New weights start at zero; with
+    `init="gradient"` at -step * gradient; with `init="sized"` as large as the live weights of their matrix are in the
+    mean, and against the gradient, so that pruning by size finds nobody young. The optimiser begins anew with a
+    matrix that grew. Source: paper, Method (detail unverified).
 
     With a `generator`, growth is random: each matrix wakes as many connections as its gradients would have woken,
     but which of the dormant ones is drawn. Held against that, one sees what the gradients' choice is worth.
@@ -70,8 +72,8 @@ def grow(masks: ConnectionMasks, gradients: dict[str, Tensor], ratio: float, *, 
     Raises ValueError for a ratio outside [0, 1] or gradients that do not fit the masks.
     """
     check("growth ratio", ratio, per)
-    if init not in ("zero", "gradient"):
-        raise ValueError(f"init={init!r}: choose 'zero' or 'gradient'")
+    if init not in INITS:
+        raise ValueError(f"init={init!r}: choose one of {INITS}")
     for name, mask in masks.masks.items():
         if name not in gradients or gradients[name].shape != mask.shape:
             raise ValueError(f"gradients hold nothing of shape {tuple(mask.shape)} for {name}")
@@ -87,7 +89,12 @@ def grow(masks: ConnectionMasks, gradients: dict[str, Tensor], ratio: float, *, 
             new = ~masks.masks[name] & (score >= threshold) & (score > 0)
             if generator is not None:
                 new = best_dormant(masks.masks[name], random_scores(score, generator), int(new.sum()))
-            woken += masks.wake_(name, new, -step * gradients[name][new] if init == "gradient" else None)
+            first = None
+            if init != "zero":
+                g, live = gradients[name][new], masks.masks[name].sum().clamp(min=1)
+                size = masks.parameters[name].abs().sum() / live               # dormant weights are zero
+                first = -step * g if init == "gradient" else -size * g.sign().to(size.dtype)
+            woken += masks.wake_(name, new, first)
     return woken
 
 

@@ -29,6 +29,7 @@ RIVALS = {
     "rigl": "as sparse throughout; the smallest weights move to where gradients are large (Evci et al., 2020)",
     "gp-no-growth": "grow-and-prune's sparse seed and its pruning, no growth",
     "gp-random": "grow-and-prune; as many connections grow, but anywhere",
+    "gp-sized": "grow-and-prune; woken connections begin as large as the others are, not at zero",
     "gp": "grow-and-prune: sparse seed, growth by gradient, rounds of pruning and retraining",
 }
 
@@ -70,6 +71,7 @@ def rival(name: str, *, epochs: int, density: float, seed_density: float = 0.5, 
         "rigl": lambda: (density, Rewiring(epochs, growth="gradient", seed=seed)),
         "gp-no-growth": lambda: (seed_density, GrowPruneSchedule(**flow)),
         "gp-random": lambda: (seed_density, GrowPruneSchedule(**grown, growth="random")),
+        "gp-sized": lambda: (seed_density, GrowPruneSchedule(**grown, init="sized")),
         "gp": lambda: (seed_density, GrowPruneSchedule(**grown)),
     }[name]()
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .growprune import Gradients, check, grow, prune, prune_to
+from .growprune import INITS, Gradients, check, grow, prune, prune_to
 from .masks import ConnectionMasks, seeded
 
 GROWTHS = ("gradient", "random")
@@ -101,6 +101,7 @@ class GrowPruneSchedule:
     structure: str | None = None
     lower_is_better: bool = True
     growth: str = "gradient"           # or "random"
+    init: str = "zero"                 # of woken connections, as `grow` takes it
     seed: int = 0                      # of random growth
     density: float | None = None
     patience: int = 0
@@ -124,6 +125,8 @@ class GrowPruneSchedule:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least {least}")
         check("growth_ratio", self.growth_ratio, self.per)
         check("prune_ratio", self.prune_ratio, self.per, self.structure)
+        if self.init not in INITS:
+            raise ValueError(f"init={self.init!r}: choose one of {INITS}")
         if self.growth not in GROWTHS:
             raise ValueError(f"growth={self.growth!r}: choose one of {GROWTHS}")
         if self.density is not None and not 0 < self.density <= 1:
@@ -160,7 +163,7 @@ class GrowPruneSchedule:
         note = "before pruning"
         if self.phase == "grow":
             generator = seeded(self.seed, self.at) if self.growth == "random" else None
-            woken = grow(masks, gradients.sums, self.growth_ratio, per=self.per, generator=generator)
+            woken = grow(masks, gradients.sums, self.growth_ratio, per=self.per, init=self.init, generator=generator)
             gradients.clear()
             if self.at == self.growth_epochs:
                 self.phase = "train"

@@ -81,7 +81,22 @@ def test_growth_can_start_a_weight_down_its_gradient():
         assert woken.any() and p.equal(torch.where(woken, -0.5 * gradients[name].double(), weights[name]))
 
 
-@pytest.mark.parametrize("init", ["zero", "gradient"])
+def test_growth_can_start_weights_as_large_as_the_others():
+    masks, gradients = matrices([(6, 7), (3, 5)], 0.4, seed=1)
+    before, weights = lists(masks), {name: p.detach().clone() for name, p in masks.parameters.items()}
+    assert grow(masks, gradients, 0.3, init="sized") > 0
+    for name, p in masks.parameters.items():
+        old = torch.tensor(before[name])
+        woken, size = masks.masks[name] & ~old, weights[name][old].abs().mean()
+        torch.testing.assert_close(p.detach(), torch.where(woken, -size * gradients[name].sign(), weights[name]),
+                                   check_dtype=False)
+    empty, gradients = matrices([(6, 7)], 0.4, seed=1)
+    empty.masks["m0"].zero_()
+    empty.apply_()
+    assert grow(empty, gradients, 0.3, init="sized") > 0 and not empty.parameters["m0"].any()
+
+
+@pytest.mark.parametrize("init", ["zero", "gradient", "sized"])
 def test_growth_may_be_given_the_gradients_where_they_lie(init):
     masks, gradients = matrices([(6, 7)], 0.4, seed=1)
     twin, _ = matrices([(6, 7)], 0.4, seed=1)
@@ -467,7 +482,8 @@ def test_epochs_left_is_an_upper_bound_that_reaches_zero(data, train, retrain, r
 
 @pytest.mark.parametrize("scores, story", [
     (SCORES, STORY), (SCORES[:-1] + [50], STORY), ([10] * 15, STORY), (TRIES, PATIENT),
-    (SCORES, STORY | dict(growth="random", seed=3))], ids=["kept", "undone", "all good", "patient", "random"])
+    (SCORES, STORY | dict(growth="random", seed=3)),
+    (SCORES, STORY | dict(init="sized"))], ids=["kept", "undone", "all good", "patient", "random", "sized"])
 def test_a_run_can_be_stopped_and_resumed_after_any_epoch(scores, story):
     whole = Run(GrowPruneSchedule(**story), scores).finish()
     for stop in range(whole.epoch):
@@ -497,6 +513,7 @@ def test_a_run_can_be_stopped_and_resumed_after_any_epoch(scores, story):
     (dict(train_epochs=4, prune_ratio=1.5), "prune_ratio 1.5"),
     (dict(train_epochs=4, growth_ratio=-1), "growth_ratio -1"), (dict(train_epochs=4, per="layer"), "per='layer'"),
     (dict(train_epochs=4, structure="block"), "structure='block'"),
+    (dict(train_epochs=4, init="one"), "init='one'"),
     (dict(train_epochs=4, growth="rigl"), "growth='rigl'"), (dict(train_epochs=4, density=0), "density 0"),
     (dict(train_epochs=4, patience=-1), "patience -1"), (dict(train_epochs=4, patience=1, density=0.5), "choose one"),
     (dict(train_epochs=4, growth_batches=0), "growth_batches 0")])
