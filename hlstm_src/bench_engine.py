@@ -298,10 +298,3 @@ def table(made: list[Case], rows: list[LatencyRow], bounds: Limits) -> str:
             text.append(f"  {engine:34} {us:8.1f} {time[c.name, best] / us:6.2f}x {c.bytes[engine] / 1e3:9.0f} "
                         f"{memory:10.0%} {macs:12.0%}")
     return "\n".join(text)
-
-
-def summary(made: list[Case], rows: list[LatencyRow]) -> dict[str, dict[str, float]]:
-    """By case: how many times faster than its best dense engine each contestant is."""
-    time = {(r.case, r.engine): r.microseconds for r in rows}
-    return {c.name: {e: min(time[c.name, d] for d in c.dense) / time[c.name, e] for e in c.runs}
-            for c in made}

@@ -140,30 +140,6 @@ def learning_curves(records: Mapping[str, RunRecord]) -> Picture:
 
 
 @_styled
-def density_over_time(record: RunRecord) -> Picture:
-    """Share of live connections by epoch: of all matrices together, and how far single ones differ from it.
-
-    Raises ValueError for a run without masks.
-    """
-    rows = [row for row in record.history if row.density is not None]
-    if not rows:
-        raise ValueError(f"{record.experiment}: a dense run has no densities to show")
-    fig = Picture(3.2, f"Share of live connections of {record.experiment} by epoch")
-    ax = fig.subplots()
-    edges = [rows[0].epoch, *(row.epoch + 1 for row in rows)]
-    ranges = [[100 * v for v in (row.densities or {"": row.density}).values()] for row in rows]
-    ax.stairs([max(r) for r in ranges], edges, baseline=[min(r) for r in ranges], fill=True, color=SKY, alpha=0.5,
-              label="from the sparsest to the densest matrix")
-    ax.stairs([100 * row.density for row in rows], edges, baseline=None, color=BLUE, linewidth=1.8,
-              label="all matrices")
-    ax.set(ylabel="live connections (%)", ylim=(0, 103))
-    _epoch_axis(ax, edges[-1])
-    _shade([ax], record)
-    fig.legend(loc="outside lower center", ncols=2)
-    return fig
-
-
-@_styled
 def gp_flow(record: RunRecord) -> Picture:
     """Seed -> growth -> pruning -> final (`fig-gp-flow`): density after each event, and validation score.
 

@@ -349,21 +349,6 @@ def tab_phases(record: RunRecord) -> Table:
     return Table(name, caption, "event", columns, lines, words=words)
 
 
-def tab_history(record: RunRecord, every: int = 1) -> Table:
-    """A run epoch by epoch (or `every` so many, and the last): loss, learning rate, density, scores."""
-    scores = list(dict.fromkeys(name for row in record.history for name in row.scores))
-    lines = []
-    for place, row in enumerate(record.history):
-        if place % every == 0 or place == len(record.history) - 1:
-            measured = [f"{row.scores[name]:.2f}" if name in row.scores else MISSING for name in scores]
-            alive = MISSING if row.density is None else density(row.density)
-            lines.append((str(row.epoch + 1), [row.phase, f"{row.loss:.3f}", f"{row.lr:.2g}", alive, *measured]))
-    heads = ["phase", "loss", "learning rate", "density", *(f"{name} (validation)" for name in scores)]
-    caption = f"Epochs of {record.experiment}, {record.profile}, seed {record.seed}"
-    name, columns = f"tab-history-{record.experiment}-{record.seed}", [("", head) for head in heads]
-    return Table(name, caption, "epoch", columns, lines, words=frozenset({"phase"}))
-
-
 def _cpu(name: str, cores: int) -> str:
     return f"{name}, {cores} core{'s' * (cores != 1)}"
 

@@ -91,7 +91,6 @@ def test_the_table_compares_with_the_best_dense_engine():
     text = b.table([made], rows, b.Limits({4000: 4e8}, 1e8)).splitlines()
     assert "best dense is quick, 20.0 us" in text[0]
     assert text[-1].split() == ["sparse", "10.0", "2.00x", "2", "50%", "10%"]
-    assert b.summary([made], rows) == {"a layer": {"slow": 0.5, "quick": 1, "low": 4, "sparse": 2}}
 
 
 def test_the_command_prints_a_table_and_writes_rows(monkeypatch, tmp_path):

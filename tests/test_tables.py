@@ -223,23 +223,12 @@ def test_no_run_at_all_still_makes_a_page(store):
     assert "No record yet" in table._repr_html_() and "No record yet" in table.markdown()
 
 
-def test_history_and_phases_show_each_row_of_the_record_counting_epochs_from_one():
-    rows = [
-        {"epoch": k, "phase": "grow", "loss": 3.0 / (k + 1), "lr": 0.001, "seconds": 1, "scores": {"wer": 50.0 - k}}
-        for k in range(10)
-    ]
-    rows[4]["density"] = 0.5
+def test_phases_show_each_event_of_the_record_counting_epochs_from_one():
     phases = [
         {"phase": "grow", "epoch": 2, "density": 0.75, "nonzero": 750, "scores": {"wer": 30.0}, "kept": True},
         {"phase": "prune", "epoch": 5, "density": 0.1, "nonzero": 100, "kept": False, "note": "below the floor"},
     ]
-    record = make("ds2-hlstm-gp", "desk", history=rows, phases=phases)
-    history = tables.tab_history(record)
-    assert [name for name, _ in history.rows] == [str(k + 1) for k in range(10)]
-    assert history.rows[4][1] == ["grow", "0.600", "0.001", "50.0 %", "46.00"]
-    assert history.rows[5][1][3] == "–"
-    assert [name for name, _ in tables.tab_history(record, every=4).rows] == ["1", "5", "9", "10"]
-    assert [cells for _, cells in tables.tab_phases(record).rows] == [
+    assert [cells for _, cells in tables.tab_phases(make("ds2-hlstm-gp", "desk", phases=phases)).rows] == [
         ["grow", "3", "75.0 %", "750", "30.00", "yes", ""],
         ["prune", "6", "10.0 %", "100", "–", "no", "below the floor"],
     ]
