@@ -133,6 +133,35 @@ def hidden(a, b, out, activation):
 
 
 @njit(**OPTIONS)
+def hidden_backward(d, a, out, activation):
+    """The way back of `hidden`, from its output a: the gradient d times the activation's slope; all (R, N), d may have
+    more rows."""
+    R, N = out.shape
+    for r in range(R):
+        x, y, into = d[r], a[r], out[r]
+        if activation == 0:
+            for k in range(N):
+                into[k] = _as(x[k] * (ONE - _float32(y[k]) * _float32(y[k])), out)
+        elif activation == 1:
+            for k in range(N):
+                into[k] = _as(x[k] if _float32(y[k]) > np.float32(0) else np.float32(0), out)
+        elif activation == 2:
+            for k in range(N):
+                into[k] = _as(x[k] if _float32(y[k]) > np.float32(0) else np.float32(0.01) * x[k], out)
+        else:
+            for k in range(N):
+                into[k] = _as(x[k] if _float32(y[k]) > np.float32(0) else x[k] * (_float32(y[k]) + ONE), out)
+
+
+@njit(**OPTIONS)
+def rounded(x, out):
+    """x (R, H) in the type of out, which may have more rows."""
+    for r in range(x.shape[0]):
+        for k in range(x.shape[1]):
+            out[r, k] = _as(x[r, k], out)
+
+
+@njit(**OPTIONS)
 def backward(dh, dc, t, start, gates, cs, d):
     """The way back of `forward` at step t: dh and dc (R, H) -> d (R, 4, H) before the gates' activations, in
     the type of d; dc becomes that of c one step earlier."""

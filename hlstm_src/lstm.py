@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from .scan import alive, at_end, flip, scan
 
 ACTIVATIONS = {"relu": F.relu, "leaky_relu": F.leaky_relu, "tanh": torch.tanh, "elu": F.elu}
-APART = 2 ** 20        # entries of a step's matrices from which on, on a CPU, the directions go one after the other
+APART = 2 ** 19        # entries of a step's matrices from which on, on a CPU, the directions go one after the other
 
 
 @dataclass

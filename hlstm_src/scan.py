@@ -6,6 +6,7 @@ It computes what `unroll` in lstm.py says, for one direction or for both at once
 - What waits for no other step is done for a stretch of steps at once: the projections of x, the gradients of weights
   and x.
 - The element-wise work of the gates is one compiled call (gates.py), or a dozen of PyTorch's where numba is missing.
+- In bfloat16, on a CPU that multiplies tiles of matrices, all steps of a stretch are one compiled call (tiles.py).
 - Little memory is touched, since fresh memory costs more time than element-wise work: kept for the way back are states,
   gates and hidden layers, from which slopes follow; the rest of a stretch lies where that of the last one lay.
 
@@ -110,7 +111,17 @@ def scan(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], biases: list[Te
     ih, hh, *behind = (w.to(low) for w in weights)
     first, *others = (b.to(low) for b in biases) if biases else [None] * len(weights)
     steps = _stretch(T, B, low)
-    project, recur = product(ih, D, steps * B, T // steps, first), product(hh, D, B, T)
+    project = product(ih, D, steps * B, T // steps, first)
+    if tiles := _tiles(c, low, (hh, *behind), (D, stacks), noise):
+        bias, packed = others[0].float() if biases else c.new_empty(0), (tiles.pack(hh), tiles.pack(behind[0]))
+        fields = [s.view(T, -1, *shape).numpy() for s, shape in zip(results[2::-1], ((4, H), (H,), (H,)))]
+        for t in range(0, T, steps):
+            projected = project(x[t:t + steps].to(low).flatten(0, 1)).view(-1, B, len(ih))
+            tiles.forward(t, _numpy(projected), h.reshape(-1, H).numpy(), c.reshape(-1, H).numpy(), *packed,
+                          bias.numpy(), stacks, tiles.gates.ACTIVATIONS.index(activation), _numpy(results[3][0]),
+                          *fields)
+        return results
+    recur = product(hh, D, B, T)
     layers = [product(w, stacks, B, T, bias) for w, bias in zip(behind, others)]
     fused = _fused(c, low)
     if fused:
@@ -172,6 +183,14 @@ def _fused(c: Tensor, low: torch.dtype):
     return gates
 
 
+def _tiles(c: Tensor, low: torch.dtype, weights: tuple[Tensor, ...], groups: tuple[int, ...], noise: list[Tensor]):
+    """All steps in one call (tiles.py), where the CPU can: in bfloat16, gates of one hidden layer, without dropout."""
+    if low != torch.bfloat16 or len(weights) != 2 or noise or not _fused(c, low):
+        return None
+    from . import tiles
+    return tiles if tiles.available() and tiles.fits(weights, groups) else None
+
+
 def _numpy(s: Tensor):
     """s as an array; bfloat16, which NumPy does not know, as its bits."""
     return (s.view(torch.uint16) if s.dtype == torch.bfloat16 else s).numpy()
@@ -205,8 +224,11 @@ def scan_backward(dhs: Tensor | None, dcs: Tensor | None, x: Tensor, h: Tensor, 
     (T, B, _), H, low = x.shape, weights[1].shape[1], hidden.dtype
     D = h.shape[1] // H
     ih, hh, *behind = (w.to(low) for w in weights)
-    recur, layers = back(hh, D, B, T), [back(w, stacks, B, T) for w in behind]
-    steps = _stretch(T, B, low)
+    tiles, steps = _tiles(c, low, (hh, *behind), (D, stacks), noise), _stretch(T, B, low)
+    if tiles:
+        packed = tiles.pack_back(hh, D), tiles.pack_back(behind[0], stacks)
+    else:
+        recur, layers = back(hh, D, B, T), [back(w, stacks, B, T) for w in behind]
     unproject = back(ih, D, steps * B, 1)                          # not packed: it would not fit in the memory saved
     results = dx, dh, dc, dweights, dbiases = _totals(dhs, dcs, x, h, c, weights, biases, with_dx)
     ds = [hidden.new_empty(steps, B, len(w)) for w in weights[1:]]          # of a stretch: hidden layers, and gates
@@ -219,7 +241,12 @@ def scan_backward(dhs: Tensor | None, dcs: Tensor | None, x: Tensor, h: Tensor, 
         first, together, states = (s.numpy() for s in (c.reshape(-1, H), gates.view(T, -1, 4, H), cs.view(T, -1, H)))
     for start in reversed(range(0, T, steps)):
         span = range(start, min(T, start + steps))
-        for t in reversed(span):
+        if tiles:
+            given = (c.new_empty(0, B * D, H) if s is None else s.contiguous().view(T, -1, H) for s in (dhs, dcs))
+            tiles.backward(start, *(s.numpy() for s in given), *running, first, *packed, stacks,
+                           tiles.gates.ACTIVATIONS.index(activation), _numpy(hidden[0]), together, states,
+                           *(_numpy(d[:len(span)]) for d in ds))
+        for t in () if tiles else reversed(span):
             if dhs is not None:
                 dh += dhs[t].view(B, D, H)
             if dcs is not None:
