@@ -92,9 +92,8 @@ def _recogniser(s: Speech, title: str, cell: str, layers: int, rival: str = "den
     schedule = {"epochs": s.grid_epochs}
     if rival not in ("dense", "small-dense"):
         schedule |= {"rival": rival, "density": density, "rounds": s.rounds}
-    made, bands = _speech(s, title, cell, layers, schedule), ("time_mask", "frequency_mask", "masks")
-    return replace(made, model=made.model | {"hidden": hidden, "dropout": s.grid_dropout},
-                   task=made.task | dict(zip(bands, s.grid_bands)))
+    made = _speech(s, title, cell, layers, schedule)
+    return replace(made, model=made.model | {"hidden": hidden})
 
 
 CATALOGUE |= {

@@ -26,8 +26,6 @@ class Speech:
     final_epochs: int               # with the last good masks
     tolerance: float                # points of validation WER that pruning may cost before the last retraining
     grid_epochs: int                # of each cell of the paper's grid; sparse ones have as many, pruning included
-    grid_dropout: float = 0.1       # there, between recurrent layers
-    grid_bands: tuple[int, int, int] = (15, 15, 1)      # there blanked in training: frames, bins, how many of each
     accurate: float = 0.5           # density of the grid's accurate model
     compression: float = 23.5       # weights of the LSTM x5 for each of the grid's compact model's: the paper's factor
                                     # of FLOPs, so that its 19.4 of parameters is met, too
@@ -105,8 +103,7 @@ PROFILES = {p.name: p for p in (
             captions=Captions(MINI_SCENES, "tiny", hidden=128, epochs=16, lr=5e-3, batch=32, dropout=0.2)),
     Profile("desk", Speech("data/an4", hidden=256, channels=16, lstm_layers=3, hlstm_layers=2, epochs=87,
                            growth_epochs=3, train_epochs=48, rounds=3, prune_ratio=0.5, retrain_epochs=5,
-                           final_epochs=24, tolerance=6, grid_epochs=60, grid_dropout=0.2, grid_bands=(25, 27, 2),
-                           lr=1e-3, retrain_lr=1.0), kept=True,
+                           final_epochs=24, tolerance=6, grid_epochs=60, lr=1e-3, retrain_lr=1.0), kept=True,
             captions=Captions("data/ucm", "efficientnet_lite0", epochs=14, rounds=3, lr=2e-3, seeds=3,
                               finetune_epochs=2, finetune_lr=1e-5),
             flowers=Captions("data/flowers", "efficientnet_lite0", epochs=14, rounds=3, lr=4e-3, seeds=2)),
