@@ -22,22 +22,24 @@ SIZE, COMPRESSION, FLOPS, WER, CER = SPEECH
 
 
 def tab_ds2_cells(profile: str, root: str | Path | None = None) -> Table:
-    """The paper's grid of dense cells (`tab-ds2-cells`): live recurrent weights, FLOPs a frame, error rates."""
+    """The paper's grid of dense cells (`tab-ds2-cells`): live recurrent weights, FLOPs a frame, error rates; recorded
+    runs alone."""
     rows = [(f"{name} x{n}", f"{cell}_x{n}", f"ds2-{cell}{n}")
             for cell, name, layers in (("gru", "GRU", (4, 5)), ("lstm", "LSTM", (4, 5)), ("hlstm", "H-LSTM", (3,)))
             for n in layers]
-    return compare("tab-ds2-cells", "Dense recognisers", "deepspeech2", rows, [SIZE, FLOPS, WER, CER, WORDS], profile,
-                   root)
+    return compare("tab-ds2-cells", "Dense recognisers", "deepspeech2", rows, [SIZE, FLOPS, WER, CER, WORDS],
+                   profile if profile in records.KEPT else None, root)
 
 
 def tab_ds2_training(profile: str, root: str | Path | None = None) -> Table:
-    """Ways to a small recogniser (`tab-ds2-training`): dense, prune only, grow and prune, and small but dense."""
+    """Ways to a small recogniser (`tab-ds2-training`): dense, prune only, grow and prune, and small but dense;
+    recorded runs alone."""
     rows = [("LSTM x5", "lstm_x5", BASELINE), ("H-LSTM x3", "hlstm_x3", DENSE),
             ("prune only: accurate", None, f"{DENSE}-prune"), ("grow and prune: accurate", "accurate", ACCURATE),
             ("prune only: compact", None, f"{COMPACT}-prune"), ("grow and prune: compact", "compact", COMPACT),
             ("small LSTM, dense", None, "ds2-small-lstm"), ("small H-LSTM, dense", None, "ds2-small-hlstm")]
     return compare("tab-ds2-training", "Ways to a small recogniser", "deepspeech2", rows,
-                   [SIZE, COMPRESSION, WER, CER, WORDS], profile, root)
+                   [SIZE, COMPRESSION, WER, CER, WORDS], profile if profile in records.KEPT else None, root)
 
 
 def tab_ds2_claims(root: str | Path | None = None, profile: str = RECORDED) -> Table:
