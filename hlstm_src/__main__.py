@@ -206,14 +206,15 @@ def bench_engine(quick: Annotated[bool, typer.Option(help="tiny layers: is every
 @benches.command("speech")
 def bench_speech(corpus: Annotated[Path, typer.Option(help="a corpus folder, such as data/an4")],
                  model: Annotated[Path, typer.Option(help="a recogniser that `run` wrote")] = TRAINED,
+                 against: Annotated[list[Path], typer.Option(help="another recogniser; may be repeated")] = (),
                  limit: Annotated[int, typer.Option(min=1, help="utterances of the test split")] = 20,
                  rounds: Annotated[int, typer.Option(min=1, help="timings of each contestant")] = 5,
                  json: JsonOption = None):
     """Whole utterances, from samples to text: the engine against PyTorch; start-up and memory."""
-    from . import bench, bench_speech
+    from . import bench, bench_speech, experiments
     from .corpora import SpeechCorpus
     speech = SpeechCorpus(corpus)
-    rows, seconds = bench_speech.speech(model, speech, limit, rounds)
+    rows, seconds = bench_speech.speech(model, speech, limit, rounds, against)
     print(f"{seconds:.0f} seconds of speech, utterance by utterance")
     for row in rows:
         print(f"  {row.engine:24} {row.microseconds / 1000:7.2f} ms a second of speech, "
@@ -222,7 +223,8 @@ def bench_speech(corpus: Annotated[Path, typer.Option(help="a corpus folder, suc
     begun, peak = bench_speech.start(model, speech.split("test")[0].path)
     print(f"a fresh process writes its first text after {begun:.2f} s and takes {peak:.0f} MB at most")
     if json:
-        bench.save(json, "speech", rows, seconds=seconds, start_seconds=begun, peak_mb=peak)
+        bench.save(json, "speech", rows, seconds=seconds, start_seconds=begun, peak_mb=peak,
+                   experiment=experiments.load(model)[2].get("experiment"))
 
 
 @benches.command("training")

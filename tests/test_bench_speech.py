@@ -19,5 +19,7 @@ def test_the_engine_hears_what_torch_hears_and_both_are_timed(tmp_path):
     save_model(path, model, masks, {"format": 1, "benchmark": "speech", "model": sizes, "alphabet": ALPHABET})
     rows, seconds = bench_speech.speech(path, corpus, limit=2, rounds=1)
     assert seconds > 0 and len({row.engine for row in rows}) == len(rows) == 5
+    more, _ = bench_speech.speech(path, corpus, limit=1, rounds=1, against=[path])
+    assert [row.engine for row in more[5:]] == ["seed0, torch", "seed0, engine"]
     begun, peak = bench_speech.start(path, corpus.split("test")[0].path)
     assert begun > 0 and peak > 1

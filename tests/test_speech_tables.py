@@ -1,5 +1,7 @@
 """The recognisers' tables: rows that exist, claims judged by the mean of the seeds, doubts said aloud."""
 
+import json
+
 import pytest
 
 from hlstm_src import experiments, records
@@ -43,6 +45,22 @@ def test_a_smaller_model_meets_a_claim_only_if_it_hears_no_worse(tmp_path, live,
                                             ([9.0, 9.1], "not met"), ([8.5], "met, by one seed")])
 def test_the_error_rate_of_the_accurate_model_is_held_against_the_papers(tmp_path, rates, verdict):
     assert verdicts(tmp_path, ds2_hlstm3_gp=(5000, rates))[2] == verdict
+
+
+@pytest.mark.parametrize("microseconds, rates, shown, verdict", [
+    (25, [10.0, 10.4], "75 % (4.0x)", "met"), (25, [12.0, 12.4], "75 % (4.0x)", "not met: WER is higher"),
+    (90, [10.0, 10.4], "10 % (1.1x)", "not met")])
+def test_latency_is_that_of_the_quickest_engines(tmp_path, microseconds, rates, shown, verdict):
+    store(tmp_path, ds2_lstm5=(10_000, [11.0, 12.0]), ds2_hlstm3_compact=(100, rates))
+    assert st.tab_ds2_claims(tmp_path).rows[3][1][-1] == "not measured yet"
+    times = {"torch, with all weights": 500, "engine": microseconds, "engine, int8": 1, "ds2-lstm5, torch": 100,
+             "ds2-lstm5, engine": 130}
+    rows = [{"engine": engine, "microseconds": took} for engine, took in times.items()]
+    (records.folder("desk", tmp_path) / "speech-grid.json").write_text(
+        json.dumps({"experiment": "ds2-hlstm3-compact", "latency": rows}))
+    assert st.speeds(tmp_path) == {"ds2-hlstm3-compact": microseconds, "ds2-lstm5": 100}
+    cells = st.tab_ds2_claims(tmp_path).rows[3][1]
+    assert cells[1] == shown and cells[-1] == verdict
 
 
 def test_nothing_is_judged_without_records(tmp_path):
