@@ -6,7 +6,7 @@ It computes what `unroll` in lstm.py says, for one direction or for both at once
 - What waits for no other step is done for a stretch of steps at once: the projections of x, the gradients of weights
   and x.
 - The element-wise work of the gates is one compiled call (gates.py), or a dozen of PyTorch's where numba is missing.
-- In bfloat16, on a CPU that multiplies tiles of matrices, all steps of a stretch are one compiled call (tiles.py).
+- On a CPU with the instructions for it, even all steps of a stretch are one compiled call (steps.py, products.py).
 - Little memory is touched, since fresh memory costs more time than element-wise work: kept for the way back are states,
   gates and hidden layers, from which slopes follow; the rest of a stretch lies where that of the last one lay.
 
@@ -112,14 +112,14 @@ def scan(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], biases: list[Te
     first, *others = (b.to(low) for b in biases) if biases else [None] * len(weights)
     steps = _stretch(T, B, low)
     project = product(ih, D, steps * B, T // steps, first)
-    if tiles := _tiles(c, low, (hh, *behind), (D, stacks), noise):
-        bias, packed = others[0].float() if biases else c.new_empty(0), (tiles.pack(hh), tiles.pack(behind[0]))
+    if compiled := _compiled(c, low, (hh, *behind), (D, stacks), noise):
+        bias, packed = others[0].float() if biases else c.new_empty(0), [compiled.pack(w) for w in (hh, behind[0])]
         fields = [s.view(T, -1, *shape).numpy() for s, shape in zip(results[2::-1], ((4, H), (H,), (H,)))]
         for t in range(0, T, steps):
             projected = project(x[t:t + steps].to(low).flatten(0, 1)).view(-1, B, len(ih))
-            tiles.forward(t, _numpy(projected), h.reshape(-1, H).numpy(), c.reshape(-1, H).numpy(), *packed,
-                          bias.numpy(), stacks, tiles.gates.ACTIVATIONS.index(activation), _numpy(results[3][0]),
-                          *fields)
+            compiled.forward(t, _numpy(projected), h.reshape(-1, H).numpy(), c.reshape(-1, H).numpy(), *packed,
+                             bias.numpy(), stacks, compiled.gates.ACTIVATIONS.index(activation), _numpy(results[3][0]),
+                             *fields)
         return results
     recur = product(hh, D, B, T)
     layers = [product(w, stacks, B, T, bias) for w, bias in zip(behind, others)]
@@ -183,12 +183,13 @@ def _fused(c: Tensor, low: torch.dtype):
     return gates
 
 
-def _tiles(c: Tensor, low: torch.dtype, weights: tuple[Tensor, ...], groups: tuple[int, ...], noise: list[Tensor]):
-    """All steps in one call (tiles.py), where the CPU can: in bfloat16, gates of one hidden layer, without dropout."""
-    if low != torch.bfloat16 or len(weights) != 2 or noise or not _fused(c, low):
+def _compiled(c: Tensor, low: torch.dtype, weights: tuple[Tensor, ...], groups: tuple[int, ...], noise: list[Tensor]):
+    """All steps in one call (steps.py), where the CPU can: gates of one hidden layer, without dropout. It is one
+    thread's; in float32 the matrix library makes more of several."""
+    if len(weights) != 2 or noise or not _fused(c, low) or low == torch.float32 and torch.get_num_threads() > 1:
         return None
-    from . import tiles
-    return tiles if tiles.available() and tiles.fits(weights, groups) else None
+    from . import steps
+    return steps if steps.available(low) and steps.fits(weights, groups) else None
 
 
 def _numpy(s: Tensor):
@@ -224,9 +225,9 @@ def scan_backward(dhs: Tensor | None, dcs: Tensor | None, x: Tensor, h: Tensor, 
     (T, B, _), H, low = x.shape, weights[1].shape[1], hidden.dtype
     D = h.shape[1] // H
     ih, hh, *behind = (w.to(low) for w in weights)
-    tiles, steps = _tiles(c, low, (hh, *behind), (D, stacks), noise), _stretch(T, B, low)
-    if tiles:
-        packed = tiles.pack_back(hh, D), tiles.pack_back(behind[0], stacks)
+    compiled, steps = _compiled(c, low, (hh, *behind), (D, stacks), noise), _stretch(T, B, low)
+    if compiled:
+        packed = compiled.pack_back(hh, D), compiled.pack_back(behind[0], stacks)
     else:
         recur, layers = back(hh, D, B, T), [back(w, stacks, B, T) for w in behind]
     unproject = back(ih, D, steps * B, 1)                          # not packed: it would not fit in the memory saved
@@ -241,12 +242,12 @@ def scan_backward(dhs: Tensor | None, dcs: Tensor | None, x: Tensor, h: Tensor, 
         first, together, states = (s.numpy() for s in (c.reshape(-1, H), gates.view(T, -1, 4, H), cs.view(T, -1, H)))
     for start in reversed(range(0, T, steps)):
         span = range(start, min(T, start + steps))
-        if tiles:
+        if compiled:
             given = (c.new_empty(0, B * D, H) if s is None else s.contiguous().view(T, -1, H) for s in (dhs, dcs))
-            tiles.backward(start, *(s.numpy() for s in given), *running, first, *packed, stacks,
-                           tiles.gates.ACTIVATIONS.index(activation), _numpy(hidden[0]), together, states,
-                           *(_numpy(d[:len(span)]) for d in ds))
-        for t in () if tiles else reversed(span):
+            compiled.backward(start, *(s.numpy() for s in given), *running, first, *packed, stacks,
+                              compiled.gates.ACTIVATIONS.index(activation), _numpy(hidden[0]), together, states,
+                              *(_numpy(d[:len(span)]) for d in ds))
+        for t in () if compiled else reversed(span):
             if dhs is not None:
                 dh += dhs[t].view(B, D, H)
             if dcs is not None:

@@ -1,12 +1,7 @@
-"""Products in bfloat16 on the tile units of newer Intel CPUs (AMX), and all steps of an H-LSTM around them.
+"""Products of a few rows with a packed matrix, by the processor's own instructions, to be called from compiled code.
 
-A step multiplies a few rows by some hundred thousand weights and does little else, twice. Called from Python, either
-product takes longer to begin than to do. Here the steps of a whole stretch are one compiled call: products by the
-processor's own instructions, which numba hands on, and between them the element-wise work of gates.py.
-
-`scan` uses this where `available` says so and the sizes fit; it says the same as the product of a matrix library, but
-sums in float32 to the end. Sizes: B batch, R rows (B times directions), H hidden, N units of all hidden layers,
-M = 4H times directions; gates in PyTorch's order i, f, g, o.
+In bfloat16 on the tile units of newer Intel CPUs (AMX), summed in float32; in float32 by vectors of 16 (AVX-512).
+numba hands the instructions on. `available` says what this processor has, `fits` what can be cut into pieces.
 """
 
 import ctypes
@@ -18,10 +13,9 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic
-from torch import Tensor, uint16
+from numba.extending import intrinsic, overload
+from torch import Tensor, bfloat16, dtype, float32, uint16
 
-from . import gates
 from .gates import OPTIONS
 
 ROWS = 16                              # of a tile; it is 64 bytes wide: 16 numbers in float32, 32 in bfloat16
@@ -31,28 +25,39 @@ CONFIG[0], CONFIG[16:32:2], CONFIG[48:56] = 1, 64, ROWS
 
 
 @functools.cache
-def available() -> bool:
-    """Whether this processor has tiles for bfloat16, and the system lets this process use them."""
-    if platform.system() != "Linux" or platform.machine() != "x86_64":
+def available(kind: dtype) -> bool:
+    """Whether this processor has the instructions for products of this kind, and the system lets us use them."""
+    has = llvmlite.binding.get_host_cpu_features().get
+    if platform.machine() != "x86_64" or not has("avx512f"):
         return False
-    if not all(llvmlite.binding.get_host_cpu_features().get(name) for name in ("amx-tile", "amx-bf16", "avx512f")):
+    if kind == float32:
+        return True
+    if kind != bfloat16 or platform.system() != "Linux" or not (has("amx-tile") and has("amx-bf16")):
         return False
     arch_prctl, request, tile_data = 158, 0x1023, 18               # Linux gives a process the tiles when it asks
     return ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0
 
 
 def fits(weights: tuple[Tensor, ...], groups: tuple[int, ...]) -> bool:
-    """Whether matrices (rows, K), each in so many blocks of rows, and their transposes can be cut into tiles."""
+    """Whether matrices (rows, K), each in so many blocks of rows, and their transposes can be cut into pieces."""
     return all(w.shape[1] % 32 == 0 and w.shape[0] % (32 * n) == 0 for w, n in zip(weights, groups))
 
 
 def pack(weight: Tensor) -> np.ndarray:
-    """A bfloat16 matrix (rows, K) as tiles (rows/16, K/32, 16, 16, 2): pairs of neighbours in K beside each other."""
+    """A matrix (rows, K), cut. In bfloat16: tiles (rows/16, K/32, 16, 16, 2), neighbours in K beside each other in
+    pairs; in float32: panels of 32 rows, (rows/32, K, 32)."""
+    rows, K = weight.shape
+    if weight.dtype == float32:
+        return weight.view(rows // 32, 32, K).mT.contiguous().numpy()
     return _cut(weight.contiguous().view(uint16).numpy())
 
 
 def pack_back(weight: Tensor, groups: int) -> np.ndarray:
-    """The way back of `pack`: each of the blocks of rows transposed, (groups * K/16, rows/groups/32, 16, 16, 2)."""
+    """The way back of `pack`: each of the blocks of rows transposed."""
+    rows, K = weight.shape
+    if weight.dtype == float32:                                    # (groups * K/32, rows/groups, 32)
+        blocks = weight.view(groups, rows // groups, K // 32, 32)
+        return blocks.transpose(1, 2).reshape(-1, rows // groups, 32).contiguous().numpy()
     return _cut_back(weight.contiguous().view(uint16).numpy(), groups)
 
 
@@ -132,12 +137,53 @@ def dot(typing, total, a, b):
     return types.void(total, a, b), _instruction("tdpbf16ps", 3, False)
 
 
+@intrinsic
+def strip(typing, x, wide, panel, depth, out, far):
+    """Eight rows times a panel: x (8, depth), panel (depth, 32) -> out (8, 32). wide, far: bytes from row to row."""
+    def emit(context, b, signature, args):
+        x, wide, panel, depth, out, far = args
+        vector, height, width = ir.VectorType(ir.FloatType(), 16), 8, 2
+        fma = cgutils.get_or_insert_function(b.module, ir.FunctionType(vector, [vector] * 3), "llvm.fma.v16f32")
+        nothing, before = ir.Constant(vector, ir.Undefined), b.block
+        rows = [b.add(x, b.mul(wide, ir.Constant(LONG, m))) for m in range(height)]
+        loop, done = b.append_basic_block("loop"), b.append_basic_block("done")
+        b.branch(loop)
+        b.position_at_end(loop)
+        k, *sums = b.phi(LONG), *(b.phi(vector) for _ in range(height * width))
+        k.add_incoming(ir.Constant(LONG, 0), before)
+        at, next_k = b.add(panel, b.shl(k, ir.Constant(LONG, 7))), b.add(k, ir.Constant(LONG, 1))
+        weights = [_load(b, b.add(at, ir.Constant(LONG, 64 * n)), vector) for n in range(width)]
+        new = []
+        for row in rows:
+            one = b.insert_element(nothing, _load(b, b.add(row, b.shl(k, ir.Constant(LONG, 2))), ir.FloatType()),
+                                   ir.Constant(ir.IntType(32), 0))
+            all16 = b.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(ir.IntType(32), 16), [0] * 16))
+            new += [b.call(fma, [all16, w, sums[len(new) + n]]) for n, w in enumerate(weights)]
+        k.add_incoming(next_k, loop)
+        for total, later in zip(sums, new):
+            total.add_incoming(ir.Constant(vector, [0.0] * 16), before)
+            total.add_incoming(later, loop)
+        b.cbranch(b.icmp_signed("<", next_k, depth), loop, done)
+        b.position_at_end(done)
+        for m in range(height):
+            for n in range(width):
+                place = b.add(b.add(out, b.mul(far, ir.Constant(LONG, m))), ir.Constant(LONG, 64 * n))
+                b.store(new[m * width + n], b.inttoptr(place, vector.as_pointer())).align = 4
+        return context.get_dummy_value()
+    return types.void(*[types.int64] * 6), emit
+
+
+def _load(b, address, kind):
+    value = b.load(b.inttoptr(address, kind.as_pointer()))
+    value.align = 4
+    return value
+
+
 # Products -------------------------------------------------------------------------------------------------------------
 
 @njit(**OPTIONS)
-def product(x, packed, groups, out):
-    """out (P, rows) = x (P, groups*K), block by block times the transpose of the packed matrix's blocks; P is a
-    multiple of 16. x is bfloat16 as uint16, out float32. Only between `configure` and `release`."""
+def by_tiles(x, packed, groups, out):
+    """`product` in bfloat16, x as uint16. Only between `configure` and `release`."""
     P, columns, depth = x.shape[0], packed.shape[0] // groups, packed.shape[1]           # in tiles
     wide, far = 2 * x.shape[1], 4 * out.shape[1]                   # bytes from row to row
     for p in range(0, P, 2 * ROWS):
@@ -172,55 +218,43 @@ def product(x, packed, groups, out):
                 store(1, to + 64, far)
 
 
-# Steps ----------------------------------------------------------------------------------------------------------------
-
 @njit(**OPTIONS)
-def forward(first, projected, h, c, recur, behind, bias, stacks, activation, hidden, all_gates, cs, hs):
-    """The steps from `first` on for which there is something projected: (steps, B, N), as uint16.
-
-    h, c (R, H): before the very first step. recur, behind: packed matrices of h and of the layer behind the hidden one.
-    bias (M) of the gates, or empty. Fills in hidden (T, B, N) as uint16, gates (T, R, 4, H), cs and hs (T, R, H).
-    """
-    (steps, B, N), (R, H) = projected.shape, h.shape
-    P, D = -(-B // ROWS) * ROWS, R // B
-    low, a = np.zeros((P, D * H), np.uint16), np.zeros((P, N), np.uint16)
-    sums, z = np.empty((P, N), np.float32), np.empty((P, 4 * D * H), np.float32)
-    rows, z_rows = low.reshape(P * D, H), z.reshape(P * D, 4, H)
-    configure(CONFIG.ctypes.data)
-    for t in range(first, first + steps):
-        gates.rounded(h if t == 0 else hs[t - 1], rows)
-        product(low, recur, D, sums)
-        gates.hidden(sums, projected[t - first], a[:B], activation)
-        hidden[t] = a[:B]
-        product(a, behind, stacks, z)
-        if len(bias):
-            for b in range(B):
-                for k in range(len(bias)):
-                    z[b, k] += bias[k]
-        gates.forward(z_rows[:R], t, c, all_gates, cs, hs)
-    release()
+def by_vectors(x, packed, groups, out):
+    """`product` in float32."""
+    panels, depth = packed.shape[0] // groups, np.int64(packed.shape[1])
+    wide, far = np.int64(4 * x.shape[1]), np.int64(4 * out.shape[1])         # bytes from row to row
+    for n in range(len(packed)):
+        b, to = np.int64(packed.ctypes.data) + 128 * depth * n, np.int64(out.ctypes.data) + 128 * n
+        a = np.int64(x.ctypes.data) + 4 * depth * (n // panels)
+        for p in range(0, x.shape[0], 8):                          # while the panel is in the nearest cache
+            strip(a + p * wide, wide, b, depth, to + p * far, far)
 
 
-@njit(**OPTIONS)
-def backward(first, dhs, dcs, dh, dc, c, recur, behind, stacks, activation, hidden, all_gates, cs, dhidden, dgates):
-    """The way back of `forward`, through as many steps as dhidden (steps, B, N) and dgates (steps, B, M) have room for,
-    both as uint16. dhs, dcs: (T, R, H) or empty. dh, dc (R, H): running; in the end those before the step `first`.
-    recur, behind: packed by `pack_back`."""
-    (steps, B, N), (R, H) = dhidden.shape, dh.shape
-    P, D = -(-B // ROWS) * ROWS, R // B
-    d, e = np.zeros((P, 4 * D * H), np.uint16), np.zeros((P, N), np.uint16)
-    da, before = np.empty((P, N), np.float32), np.empty((P, D * H), np.float32)
-    d_rows, before_rows = d.reshape(P * D, 4, H), before.reshape(P * D, H)
-    configure(CONFIG.ctypes.data)
-    for t in range(first + steps - 1, first - 1, -1):
-        if len(dhs):
-            dh += dhs[t]
-        if len(dcs):
-            dc += dcs[t]
-        gates.backward(dh, dc, t, c, all_gates, cs, d_rows[:R])
-        product(d, behind, stacks, da)
-        gates.hidden_backward(da, hidden[t], e[:B], activation)
-        product(e, recur, D, before)
-        dh[:] = before_rows[:R]
-        dgates[t - first], dhidden[t - first] = d[:B], e[:B]
-    release()
+def product(x, packed, groups, out):
+    """out (P, rows) = x (P, groups*K), block by block times the transpose of the packed matrix's blocks; P is a
+    multiple of 16. x is float32, or bfloat16 as uint16, out float32. Only between `begin` and `end`."""
+
+
+@overload(product)
+def _product(x, packed, groups, out):
+    if x.dtype == types.uint16:
+        return lambda x, packed, groups, out: by_tiles(x, packed, groups, out)
+    return lambda x, packed, groups, out: by_vectors(x, packed, groups, out)
+
+
+def begin(x):
+    """Before products of the kind of x: tiles have to be set up."""
+
+
+def end(x):
+    """After products of the kind of x."""
+
+
+@overload(begin)
+def _begin(x):
+    return (lambda x: configure(CONFIG.ctypes.data)) if x.dtype == types.uint16 else lambda x: None
+
+
+@overload(end)
+def _end(x):
+    return (lambda x: release()) if x.dtype == types.uint16 else lambda x: None
