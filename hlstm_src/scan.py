@@ -113,7 +113,8 @@ def scan(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], biases: list[Te
     steps = _stretch(T, B, low)
     project = product(ih, D, steps * B, T // steps, first)
     if compiled := _compiled(c, low, (hh, *behind), (D, stacks), noise):
-        bias, packed = others[0].float() if biases else c.new_empty(0), [compiled.pack(w) for w in (hh, behind[0])]
+        packed = [compiled.products.pack(w) for w in (hh, behind[0])]
+        bias = others[0].float() if biases else c.new_empty(0)
         fields = [s.view(T, -1, *shape).numpy() for s, shape in zip(results[2::-1], ((4, H), (H,), (H,)))]
         for t in range(0, T, steps):
             projected = project(x[t:t + steps].to(low).flatten(0, 1)).view(-1, B, len(ih))
@@ -189,7 +190,7 @@ def _compiled(c: Tensor, low: torch.dtype, weights: tuple[Tensor, ...], groups: 
     if len(weights) != 2 or noise or not _fused(c, low) or low == torch.float32 and torch.get_num_threads() > 1:
         return None
     from . import steps
-    return steps if steps.available(low) and steps.fits(weights, groups) else None
+    return steps if steps.products.available(low) and steps.products.fits(weights, groups) else None
 
 
 def _numpy(s: Tensor):
@@ -227,7 +228,7 @@ def scan_backward(dhs: Tensor | None, dcs: Tensor | None, x: Tensor, h: Tensor, 
     ih, hh, *behind = (w.to(low) for w in weights)
     compiled, steps = _compiled(c, low, (hh, *behind), (D, stacks), noise), _stretch(T, B, low)
     if compiled:
-        packed = compiled.pack_back(hh, D), compiled.pack_back(behind[0], stacks)
+        packed = [compiled.products.pack_back(w, n) for w, n in ((hh, D), (behind[0], stacks))]
     else:
         recur, layers = back(hh, D, B, T), [back(w, stacks, B, T) for w in behind]
     unproject = back(ih, D, steps * B, 1)                          # not packed: it would not fit in the memory saved
@@ -247,7 +248,7 @@ def scan_backward(dhs: Tensor | None, dcs: Tensor | None, x: Tensor, h: Tensor, 
             compiled.backward(start, *(s.numpy() for s in given), *running, first, *packed, stacks,
                               compiled.gates.ACTIVATIONS.index(activation), _numpy(hidden[0]), together, states,
                               *(_numpy(d[:len(span)]) for d in ds))
-        for t in () if compiled else reversed(span):
+        for t in reversed(() if compiled else span):
             if dhs is not None:
                 dh += dhs[t].view(B, D, H)
             if dcs is not None:

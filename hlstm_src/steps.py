@@ -17,9 +17,7 @@ from numba import njit
 
 from . import gates, products
 from .gates import OPTIONS
-from .products import available, begin, end, fits, pack, pack_back, product  # noqa: F401
-
-ROWS = 16                              # rows come in multiples of these; those behind the batch mean nothing
+from .products import ROWS, begin, end, product
 
 
 @njit(**OPTIONS)
@@ -30,6 +28,7 @@ def forward(first, projected, h, c, recur, behind, bias, stacks, activation, hid
     bias (M) of the gates, or empty. Fills in hidden (T, B, N), gates (T, R, 4, H), cs and hs (T, R, H).
     """
     (steps, B, N), (R, H) = projected.shape, h.shape
+    # Products take P rows, a multiple of 16; those behind the batch mean nothing.
     P, D = -(-B // ROWS) * ROWS, R // B
     low, a = np.zeros((P, D * H), hidden.dtype), np.zeros((P, N), hidden.dtype)
     sums, z = np.empty((P, N), np.float32), np.empty((P, 4 * D * H), np.float32)

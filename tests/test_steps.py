@@ -12,7 +12,8 @@ from hlstm_src import scan as scans
 from hlstm_src.lstm import unroll
 
 steps = pytest.importorskip("hlstm_src.steps")
-KINDS = [pytest.param(kind, marks=pytest.mark.skipif(not steps.available(kind), reason=f"no {what} on this CPU"))
+products = steps.products
+KINDS = [pytest.param(kind, marks=pytest.mark.skipif(not products.available(kind), reason=f"no {what} on this CPU"))
          for kind, what in ((torch.float32, "AVX-512"), (torch.bfloat16, "AMX"))]
 
 
@@ -37,7 +38,7 @@ def test_a_product_is_that_of_the_matrices(kind, height, groups, wide, deep, bac
     blocks = [block.T for block in blocks] if back else blocks
     x = torch.randn(16 * height, groups * blocks[0].shape[1]).to(kind)
     expected = torch.cat([part.float() @ block.T for part, block in zip(x.chunk(groups, 1), blocks)], 1)
-    packed = steps.pack_back(weight, groups) if back else steps.pack(weight)
+    packed = products.pack_back(weight, groups) if back else products.pack(weight)
     found = np.full(expected.shape, np.nan, np.float32)
     multiplied(scans._numpy(x), packed, groups, found)
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-4)
@@ -45,9 +46,9 @@ def test_a_product_is_that_of_the_matrices(kind, height, groups, wide, deep, bac
 
 @steps.njit
 def multiplied(x, packed, groups, out):
-    steps.begin(x)
-    steps.product(x, packed, groups, out)
-    steps.end(x)
+    products.begin(x)
+    products.product(x, packed, groups, out)
+    products.end(x)
 
 
 def ran(layer, x, lengths=None, low=True):
@@ -85,7 +86,7 @@ def test_the_layer_says_what_the_definition_says(monkeypatch, kind, activation, 
     monkeypatch.setattr(steps, "forward", lambda *a, real=steps.forward: begun.append(a[0]) or real(*a))
     exact, ours = defined(layer, x), ran(layer, x, low=low)
     assert begun == list(range(0, T, scans._stretch(T, B, kind)))
-    monkeypatch.setattr(steps, "available", lambda _: False)
+    monkeypatch.setattr(products, "available", lambda _: False)
     before = ran(layer, x, low=low)
     assert len(begun) == -(-T // scans._stretch(T, B, kind))
     far, was = distance(ours, exact), distance(before, exact)
@@ -101,7 +102,7 @@ def test_two_directions_unequal_lengths_and_no_biases(monkeypatch, kind, bias, o
     layer, low = HLSTM(32, 32, bidirectional=True, bias=bias, activation="tanh", **options), kind != torch.float32
     x, lengths = torch.randn(11, 5, 32), torch.tensor([11, 3, 7, 1, 11])
     ours = ran(layer, x, lengths, low)
-    monkeypatch.setattr(steps, "available", lambda _: False)
+    monkeypatch.setattr(products, "available", lambda _: False)
     exact = ran(layer.double(), x.double(), lengths, low=False)
     before = ran(layer.float(), x, lengths, low)
     assert all(a < 1.5 * b + (1e-3 if low else 1e-6) for a, b in zip(distance(ours, exact), distance(before, exact)))
@@ -118,7 +119,7 @@ def test_a_row_is_the_same_bits_in_any_batch(kind, some):
         assert torch.equal(whole, layer(torch.zeros(6, len(some), 32), tuple(s[:, some] for s in h))[0])
 
 
-@pytest.mark.skipif(not steps.available(torch.bfloat16), reason="no AMX on this CPU")
+@pytest.mark.skipif(not products.available(torch.bfloat16), reason="no AMX on this CPU")
 def test_first_states_and_gradients_of_every_state_count():
     torch.manual_seed(3)
     layer, x = HLSTM(32, 32, activation="tanh"), torch.randn(4, 2, 32)
@@ -141,3 +142,10 @@ def test_what_does_not_fit_goes_the_other_way(monkeypatch, sizes, options):
     ran(HLSTM(32, 32).double(), torch.randn(3, 2, 32).double(), low=False)
     torch.set_num_threads(2)
     ran(HLSTM(32, 32), torch.randn(3, 2, 32), low=False)
+
+
+def test_a_change_in_any_of_its_files_compiles_the_steps_anew():
+    """numba's own stamp is of one file; if it renames the place, ours would do nothing."""
+    for function in (steps.forward, steps.backward):
+        assert function._cache._cache_file._source_stamp == tuple(path.stat().st_mtime_ns for path in steps.SOURCES)
+        assert {path.name for path in steps.SOURCES} == {"steps.py", "gates.py", "products.py"}

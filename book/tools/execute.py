@@ -69,11 +69,7 @@ def execute(path: Path, out: Path, profile: str, root: Path = ROOT) -> bool:
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # a progress bar in plain text will do
     logging.getLogger("papermill").setLevel(logging.WARNING)
     try:
-        papermill.execute_notebook(
-            str(path), str(failed), parameters={"profile": profile}, kernel_name=KERNEL, language="python",
-            cwd=str(path.parent), progress_bar=sys.stderr.isatty(), log_output=False, start_timeout=120,
-            # Between the kernel and us: encrypted where the kernel can, so that it has nothing to warn of.
-            config=Config({"KernelManager": {"transport_encryption": "auto"}}))
+        _run(path, failed, profile)
     except PapermillExecutionError as error:
         say(explain(error, source, path, failed))
         return False
@@ -82,6 +78,21 @@ def execute(path: Path, out: Path, profile: str, root: Path = ROOT) -> bool:
                       "and JOBS=1 needs less") from None
     os.replace(failed, out)
     return True
+
+
+def _run(path: Path, out: Path, profile: str, tries: int = 3) -> None:
+    """papermill. Two kernels that start at once may choose the same port, and one of them dies; it starts again."""
+    for left in reversed(range(tries)):
+        try:
+            papermill.execute_notebook(
+                str(path), str(out), parameters={"profile": profile}, kernel_name=KERNEL, language="python",
+                cwd=str(path.parent), progress_bar=sys.stderr.isatty(), log_output=False, start_timeout=120,
+                # Between the kernel and us: encrypted where the kernel can, so that it has nothing to warn of.
+                config=Config({"KernelManager": {"transport_encryption": "auto"}}))
+            return
+        except RuntimeError as error:
+            if "Kernel died before replying" not in str(error) or not left:
+                raise
 
 
 def say(text: str) -> None:

@@ -1,10 +1,11 @@
 """Every notebook of the book is in order, and the program that says so finds what is not."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 
-from book.tools import graph, lint
+from book.tools import execute, graph, lint
 
 NOTEBOOKS = lint.notebooks()
 
@@ -121,3 +122,19 @@ def test_an_exercise_needs_a_hidden_solution_that_runs(write, cells, unsolved):
 def test_a_notebook_that_is_not_there_is_an_error(tmp_path, capsys):
     assert lint.main(["check", str(tmp_path / "none.ipynb")]) == 1
     assert "no such notebook" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("deaths, message, calls", [
+    (2, "Kernel died before replying to kernel_info", 3), (3, "Kernel died before replying to kernel_info", 3),
+    (1, "Kernel died", 1)])
+def test_a_kernel_that_dies_at_its_start_is_started_again(monkeypatch, tmp_path, deaths, message, calls):
+    seen = []
+
+    def run(*args, **options):
+        seen.append(args)
+        if len(seen) <= deaths:
+            raise RuntimeError(message)
+    monkeypatch.setattr(execute.papermill, "execute_notebook", run)
+    with nullcontext() if deaths < calls else pytest.raises(RuntimeError, match=message):
+        execute._run(tmp_path / "in.ipynb", tmp_path / "out.ipynb", "smoke")
+    assert len(seen) == calls
