@@ -12,7 +12,7 @@ import typer
 
 from .errors import UserError
 
-TRAINED = Path(__file__).parent.parent / "results/desk/ds2-hlstm-gp/seed0.safetensors"
+TRAINED = Path(__file__).parent.parent / "results/desk/ds2-hlstm3-compact/seed0.safetensors"
 RECOGNISER = TRAINED.with_suffix(".compact.safetensors")
 TRAINED_CAPTIONER = TRAINED.parent.parent / "nt-hlstm1-compact/seed0.safetensors"
 CAPTIONER = TRAINED_CAPTIONER.with_suffix(".compact.safetensors")
@@ -25,7 +25,7 @@ JsonOption = Annotated[Path | None, typer.Option("--json", help="also write the 
 
 
 @app.command()
-def run(name: Annotated[str, typer.Argument(help="experiment, such as ds2-lstm")], profile: ProfileOption = "laptop",
+def run(name: Annotated[str, typer.Argument(help="experiment, such as ds2-lstm5")], profile: ProfileOption = "laptop",
         seed: Annotated[list[int], typer.Option(help="may be given several times")] = [0],  # noqa: B006
         force: Annotated[bool, typer.Option(help="train even if there is a record")] = False):
     """Train an experiment, or say that its record is up to date."""

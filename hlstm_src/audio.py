@@ -10,9 +10,18 @@ from .errors import UserError
 SAMPLE_RATE = 16_000
 WINDOW, HOP = 320, 160                 # 20 ms and 10 ms
 BINS = WINDOW // 2 + 1                 # 161
-CONVOLUTIONS = ((41, 11, 2, 2), (21, 11, 2, 1))   # kernel and stride, in frequency and time: (kF, kT, sF, sT)
 BLANK = 0
 ALPHABET = "_'ABCDEFGHIJKLMNOPQRSTUVWXYZ "     # position = label; "_" stands for CTC's blank
+
+
+def convolutions(stride: int = 2) -> tuple[tuple[int, int, int, int], ...]:
+    """The recogniser's two convolutions: kernel and step, in frequency and time, (kF, kT, sF, sT).
+
+    stride: windows for each frame that they leave, 2 (the paper's) or 4. Raises ValueError for another.
+    """
+    if stride not in (2, 4):
+        raise ValueError(f"stride {stride!r}: choose 2 or 4")
+    return (41, 11, 2, 2), (21, 11, 2, stride // 2)
 
 
 class AudioError(UserError):

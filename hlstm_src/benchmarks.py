@@ -59,8 +59,8 @@ class Speech:
 
     @staticmethod
     def frame(model: DeepSpeech2, masks: dict[str, Tensor], **options) -> Counts:
-        """The costs of one output frame (20 ms of sound), by layer; `options` as `count`."""
-        spec, lengths = torch.zeros(1, BINS, 201), torch.tensor([201])
+        """The costs of one output frame (20 or 40 ms of sound), by layer; `options` as `count`."""
+        spec, lengths = torch.zeros(1, BINS, 200), torch.tensor([200])
         with torch.no_grad():
             made = int(model(spec, lengths)[1])
         positions = {name: n // made for name, n in output_positions(model, spec, lengths).items()}

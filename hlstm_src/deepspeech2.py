@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .audio import BINS, CONVOLUTIONS, HOP, WINDOW
+from .audio import BINS, HOP, WINDOW, convolutions
 from .lstm import HLSTM, flip
 
 
@@ -101,7 +101,7 @@ class Recurrent(nn.Module):
 def bins_left() -> int:
     """Frequencies behind the convolutions, for each channel: 161 -> 61 -> 21."""
     bins = BINS
-    for kF, _, sF, _ in CONVOLUTIONS:
+    for kF, _, sF, _ in convolutions():
         bins = (bins - kF) // sF + 1
     return bins
 
@@ -110,14 +110,17 @@ class DeepSpeech2(nn.Module):
     """The recogniser. The paper: layers=5, hidden=800, cell="lstm"; H-LSTM: layers=3, cell="hlstm".
 
     Args: labels, blank included; cell lstm | gru | hlstm; layers; hidden; channels of the convolutions; dropout
-    between recurrent layers; further options go to each `HLSTM` (gate_layers, gate_width, activation, gate_dropout).
+    between recurrent layers; stride, windows of 10 ms for each frame that the recurrent layers read, 2 (the paper's) or
+    4; further options go to each `HLSTM` (gate_layers, gate_width, activation, gate_dropout). Raises ValueError for
+    another cell or stride.
     """
 
     def __init__(self, labels: int, cell: str = "lstm", layers: int = 5, hidden: int = 800, channels: int = 32,
-                 dropout: float = 0.0, **options):
+                 dropout: float = 0.0, stride: int = 2, **options):
         super().__init__()
+        self.stride = stride
         self.convolutions, self.norms, last = nn.ModuleList(), nn.ModuleList(), 1
-        for kF, kT, sF, sT in CONVOLUTIONS:
+        for kF, kT, sF, sT in convolutions(stride):
             self.convolutions.append(nn.Conv2d(last, channels, (kF, kT), (sF, sT), (0, kT // 2), bias=False))
             self.norms.append(MaskedBatchNorm(channels))
             last = channels
@@ -127,7 +130,7 @@ class DeepSpeech2(nn.Module):
         self.norm, self.output = MaskedBatchNorm(hidden), nn.Linear(hidden, labels)
 
     def forward(self, spec: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """spec (B, 161, T), lengths (B) in frames -> log probabilities (B, T', labels), lengths (B); T' = T / 2.
+        """spec (B, 161, T), lengths (B) in frames -> log probabilities (B, T', labels), lengths (B); T' = T / stride.
 
         Frames behind an utterance's end must be zero, as `spectrogram` leaves them.
         """
@@ -137,7 +140,8 @@ class DeepSpeech2(nn.Module):
     def convolve(self, spec: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the first recurrent layer reads: x (B, T', C*F), lengths (B), alive (B, T')."""
         x = spec[:, None]                                          # (B, 1, F, T)
-        for convolution, norm, (_, kT, _, sT) in zip(self.convolutions, self.norms, CONVOLUTIONS):
+        for convolution, norm in zip(self.convolutions, self.norms):
+            kT, sT = convolution.kernel_size[1], convolution.stride[1]
             x = convolution(x)
             lengths = (lengths + 2 * (kT // 2) - kT) // sT + 1
             alive = _alive(lengths, x.shape[3])

@@ -1,6 +1,6 @@
 """The catalogue: one named recipe a row of the paper's tables, and `run`, which turns a recipe into a record.
 
-    record = run("ds2-lstm", "laptop", seed=0)
+    record = run("ds2-lstm5", "laptop", seed=0)
 
 returns the record if it is up to date and otherwise trains. Records of the profiles desk and paper are history: they
 are made anew only with `force=True`.
@@ -43,33 +43,12 @@ class Recipe:
     """Everything that decides a run, apart from seed, corpus and code."""
     title: str
     model: dict                        # arguments of the benchmark's model
-    schedule: dict                     # arguments of Dense or GrowPruneSchedule, or of `rivals.rival`
+    schedule: dict                     # arguments of Dense or, with the name of a `rival`, of `rivals.rival`
     settings: Settings
     task: dict                         # arguments of the benchmark's task
-    seed_density: float | None = None  # share of connections that the sparse seed starts with; None: dense, no masks
     masked: str = benchmarks.Speech.masked
     benchmark: str = "speech"
     finetune: dict | None = None       # of a captioner: `epochs` at `lr` in which its encoder learns, too; at the end
-
-
-def _speech(s: Speech, title: str, cell: str, layers: int, schedule: dict, **options) -> Recipe:
-    model = {"labels": len(ALPHABET), "cell": cell, "layers": layers, "hidden": s.hidden, "channels": s.channels,
-             "dropout": 0.1} | ({"activation": "tanh"} if cell == "hlstm" else {})
-    return Recipe(title, model, schedule, Settings(lr=s.lr, retrain_lr=s.retrain_lr, precision=s.precision),
-                  {"batch": s.batch, "limit": s.limit}, **options)
-
-
-def _grow_and_prune(s: Speech) -> dict:
-    names = "train_epochs", "growth_epochs", "prune_ratio", "retrain_epochs", "rounds", "tolerance", "final_epochs"
-    return {name: getattr(s, name) for name in names}
-
-
-CATALOGUE: dict[str, Callable[[Speech | Toy | Captions], Recipe]] = {
-    "ds2-lstm": lambda s: _speech(s, "DeepSpeech2, LSTM, dense", "lstm", s.lstm_layers, {"epochs": s.epochs}),
-    "ds2-hlstm": lambda s: _speech(s, "DeepSpeech2, H-LSTM, dense", "hlstm", s.hlstm_layers, {"epochs": s.epochs}),
-    "ds2-hlstm-gp": lambda s: _speech(s, "DeepSpeech2, H-LSTM, grow and prune", "hlstm", s.hlstm_layers,
-                                      _grow_and_prune(s), seed_density=0.5),
-}
 
 
 def _layers(s: Speech, cell: str, layers: int, hidden: int | None = None) -> nn.ModuleList:
@@ -81,24 +60,26 @@ def _layers(s: Speech, cell: str, layers: int, hidden: int | None = None) -> nn.
 
 
 def _recogniser(s: Speech, title: str, cell: str, layers: int, rival: str = "dense", compact: bool = False) -> Recipe:
-    """A cell of the paper's grid. A sparse one ends at the density of the accurate model or, if `compact`, with at
-    least `compression` times fewer live recurrent weights than the LSTM x5 has; "small-dense" is so narrow instead."""
+    """A recogniser. A sparse one ends at the density of the accurate model or, if `compact`, with at least
+    `compression` times fewer live recurrent weights than the LSTM x5 has; "small-dense" is so narrow instead."""
     whole, hidden = _layers(s, cell, layers), s.hidden
     most = rivals.parameters_left(_layers(s, "lstm", 5)) / s.compression
     if rival == "small-dense":
         hidden = rivals.small_width(lambda width: _layers(s, cell, layers, width), int(most), most=s.hidden)
     sizes = [p.numel() for p in whole.parameters()]
     density = (most - len(sizes)) / sum(sizes) if compact else s.accurate        # each matrix rounds by one at most
-    schedule = {"epochs": s.grid_epochs}
+    schedule = {"epochs": s.epochs}
     if rival not in ("dense", "small-dense"):
         schedule |= {"rival": rival, "density": density, "rounds": s.rounds}
-    made = _speech(s, title, cell, layers, schedule)
-    return replace(made, model=made.model | {"hidden": hidden})
+    model = {"labels": len(ALPHABET), "cell": cell, "layers": layers, "hidden": hidden, "channels": s.channels,
+             "stride": s.stride, "dropout": 0.1} | ({"activation": "tanh"} if cell == "hlstm" else {})
+    settings = Settings(lr=s.lr, retrain_lr=s.retrain_lr, precision=s.precision, fused=True)
+    return Recipe(title, model, schedule, settings, {"batch": s.batch, "limit": s.limit, "ordered": s.ordered})
 
 
-CATALOGUE |= {
+CATALOGUE: dict[str, Callable[[Speech | Toy | Captions], Recipe]] = {
     f"ds2-{cell}{layers}": partial(_recogniser, title=f"DeepSpeech2, {name} x{layers}, dense", cell=cell, layers=layers)
-    for cell, name, layers in (("gru", "GRU", 4), ("gru", "GRU", 5), ("lstm", "LSTM", 4), ("lstm", "LSTM", 5),
+    for cell, name, layers in (("lstm", "LSTM", 5), ("lstm", "LSTM", 4), ("gru", "GRU", 4), ("gru", "GRU", 5),
                                ("hlstm", "H-LSTM", 3))}
 CATALOGUE |= {
     "ds2-hlstm3-prune": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, prune only", cell="hlstm", layers=3,
@@ -296,7 +277,7 @@ def plan(made: Recipe, seed: int) -> tuple[float | None, Dense | GrowPruneSchedu
     schedule = dict(made.schedule)
     if "rival" in schedule:
         return rivals.rival(schedule.pop("rival"), seed=seed, **schedule)
-    return made.seed_density, Dense(**schedule) if "epochs" in schedule else GrowPruneSchedule(**schedule)
+    return None, Dense(**schedule)
 
 
 def _trainer(made: Recipe, bench, seed: int, **options) -> Trainer:

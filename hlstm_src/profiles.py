@@ -10,28 +10,20 @@ MINI_SCENES = "data_prep/mini/scenes"
 
 @dataclass(frozen=True)
 class Speech:
-    """Sizes of the speech experiments. `epochs` is a dense run's; grow-and-prune adds rounds of its own to a first
-    stretch that must be long enough for CTC to find the letters."""
+    """Sizes of the speech experiments. All recognisers train for `epochs`, sparse ones in as many, pruning included."""
     corpus: str                     # folder, relative to the project's root
     hidden: int                     # H, width of the recurrent state
     channels: int                   # of the convolutions
-    lstm_layers: int
-    hlstm_layers: int
     epochs: int
-    growth_epochs: int              # the network grows at the end of each of the first so many
-    train_epochs: int               # growth included, before the first pruning
-    rounds: int                     # of pruning and retraining, at most
-    prune_ratio: float
-    retrain_epochs: int             # in each round
-    final_epochs: int               # with the last good masks
-    tolerance: float                # points of validation WER that pruning may cost before the last retraining
-    grid_epochs: int                # of each cell of the paper's grid; sparse ones have as many, pruning included
-    accurate: float = 0.5           # density of the grid's accurate model
-    compression: float = 23.5       # weights of the LSTM x5 for each of the grid's compact model's: the paper's factor
+    rounds: int = 3                 # of pruning and retraining
+    accurate: float = 0.5           # density of the accurate model
+    compression: float = 23.5       # weights of the LSTM x5 for each of the compact model's: the paper's factor
                                     # of FLOPs, so that its 19.4 of parameters is met, too
+    stride: int = 4                 # windows for each frame that the recurrent layers read; the paper's: 2
+    ordered: int = 1                # epochs at the start in which batches go from short to long
     batch: int = 16
-    lr: float = 1e-3
-    retrain_lr: float = 0.5         # peak when retraining after pruning, as a share of `lr`
+    lr: float = 2e-3
+    retrain_lr: float = 1.0         # peak when retraining after pruning, as a share of `lr`
     limit: int | None = None        # use only the first so many utterances of each split
     precision: str = "bf16"
 
@@ -90,26 +82,18 @@ class Profile:
 
 
 PROFILES = {p.name: p for p in (
-    Profile("smoke", Speech(MINI_SPEECH, hidden=16, channels=4, lstm_layers=1, hlstm_layers=1, epochs=4,
-                            growth_epochs=1, train_epochs=2, rounds=1, prune_ratio=0.5, retrain_epochs=1,
-                            final_epochs=1, tolerance=100, grid_epochs=4, batch=4, limit=12, precision="fp32"),
-            kept=False,
+    Profile("smoke", Speech(MINI_SPEECH, hidden=16, channels=4, epochs=4, rounds=1, batch=4, limit=12,
+                            precision="fp32"), kept=False,
             captions=Captions(MINI_SCENES, "tiny", hidden=16, epochs=6, rounds=2, lr=1e-2, batch=16, limit=12,
                               java=False, precision="fp32"),
             toy=Toy(levers=2, hidden=8, epochs=5, length=2, batch=8, held_out=16, density=0.3, rounds=2, seeds=1)),
-    Profile("laptop", Speech(MINI_SPEECH, hidden=64, channels=8, lstm_layers=2, hlstm_layers=2, epochs=48,
-                             growth_epochs=3, train_epochs=40, rounds=4, prune_ratio=0.5, retrain_epochs=3,
-                             final_epochs=6, tolerance=4, grid_epochs=48, batch=8, lr=3e-3), kept=False,
+    Profile("laptop", Speech(MINI_SPEECH, hidden=64, channels=8, epochs=40, batch=8, lr=3e-3), kept=False,
             captions=Captions(MINI_SCENES, "tiny", hidden=128, epochs=16, lr=5e-3, batch=32, dropout=0.2)),
-    Profile("desk", Speech("data/an4", hidden=256, channels=16, lstm_layers=3, hlstm_layers=2, epochs=87,
-                           growth_epochs=3, train_epochs=48, rounds=3, prune_ratio=0.5, retrain_epochs=5,
-                           final_epochs=24, tolerance=6, grid_epochs=60, lr=1e-3, retrain_lr=1.0), kept=True,
+    Profile("desk", Speech("data/an4", hidden=256, channels=16, epochs=60), kept=True,
             captions=Captions("data/ucm", "efficientnet_lite0", epochs=14, rounds=3, lr=2e-3, seeds=3,
                               finetune_epochs=2, finetune_lr=1e-5),
             flowers=Captions("data/flowers", "efficientnet_lite0", epochs=14, rounds=3, lr=4e-3, seeds=2)),
-    Profile("paper", Speech("data/an4", hidden=800, channels=32, lstm_layers=5, hlstm_layers=3, epochs=120,
-                            growth_epochs=8, train_epochs=60, rounds=8, prune_ratio=0.4, retrain_epochs=6,
-                            final_epochs=12, tolerance=1, grid_epochs=120, lr=5e-4), kept=True,
+    Profile("paper", Speech("data/an4", hidden=800, channels=32, epochs=120, rounds=8, stride=2, lr=5e-4), kept=True,
             captions=Captions("data/coco", "vgg16", epochs=90, lr=3e-4, decay=0.8, patience=12, activation="relu",
                               finetune_epochs=10, finetune_all=True)),
 )}

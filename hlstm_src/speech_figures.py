@@ -9,7 +9,7 @@ import jiwer
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from .audio import ALPHABET, BINS, BLANK, CONVOLUTIONS, HOP, SAMPLE_RATE, WINDOW
+from .audio import ALPHABET, BINS, BLANK, HOP, SAMPLE_RATE, WINDOW, convolutions
 from .corpora import SpeechCorpus
 from .deepspeech2 import GRU, DeepSpeech2, bins_left
 from .drawings import INK, _Circuit
@@ -26,7 +26,7 @@ def _wrapped(text: str, width: int = 72) -> str:
 
 
 def _frame_times(count: int, step: int = 1) -> np.ndarray:
-    """Middle of each window, in seconds; `step` is 2 behind the convolutions, which keep every other frame."""
+    """Middle of each window, in seconds; `step` is 2 or 4 behind the convolutions, which keep one frame of so many."""
     return (np.arange(count) * step * HOP + WINDOW / 2) / SAMPLE_RATE
 
 
@@ -105,13 +105,14 @@ def _peaks(log_probs: np.ndarray) -> list[tuple[int, int]]:
 
 
 @_styled
-def alignment(log_probs, spec, transcript: str) -> Picture:
+def alignment(log_probs, spec, transcript: str, stride: int = 2) -> Picture:
     """Where CTC hears its letters: probabilities from `log_probs` (T', labels) under the spectrogram (161, T).
 
-    One time axis; blank in grey, each other label with a line of its own, the letters of the best path at their peaks.
+    One time axis, on which a row of `log_probs` is `stride` columns of the spectrogram; blank in grey, each other label
+    with a line of its own, the letters of the best path at their peaks.
     """
     log_probs, spec = _array(log_probs), _array(spec)
-    times, probs, peaks = _frame_times(len(log_probs), 2), np.exp(log_probs), _peaks(log_probs)
+    times, probs, peaks = _frame_times(len(log_probs), stride), np.exp(log_probs), _peaks(log_probs)
     heard = " ".join("".join(ALPHABET[label] for _, label in peaks).split())
     fig = Picture(4.6, f"Probabilities of letters over time. Said: {transcript}. Heard: {heard}.")
     upper, ax = fig.subplots(2, sharex=True)
@@ -220,7 +221,7 @@ def errors_by_speaker_and_length(runs: Mapping[str, Sequence[Mapping[str, str]]]
 def frequencies() -> np.ndarray:
     """Middle of what each frequency behind the convolutions sees, in kilohertz."""
     middle, step = 0.0, 1
-    for kF, _, sF, _ in CONVOLUTIONS:
+    for kF, _, sF, _ in convolutions():
         middle, step = middle + step * (kF - 1) / 2, step * sF
     return (middle + step * np.arange(bins_left())) * SAMPLE_RATE / WINDOW / 1000
 
@@ -240,7 +241,7 @@ def survivors_by_frequency(masks: Mapping[str, object]) -> Picture:
         share = 100 * _array(mask).astype(float).mean(0).reshape(-1, bins_left()).mean(0)
         ax.plot(middle, share, line, color=colour, marker=marker, label=name)
         ax.axhline(share.mean(), color=colour, linewidth=0.8, linestyle=":")
-    field = (1 + sum((kF - 1) * step for (kF, *_), step in zip(CONVOLUTIONS, (1, CONVOLUTIONS[0][2])))) / BINS * 100
+    field = (1 + sum((kF - 1) * step for (kF, *_), step in zip(convolutions(), (1, convolutions()[0][2])))) / BINS * 100
     ax.set(xlabel=f"middle of what a unit of the convolutions sees (kHz)\n(each sees {field:.0f} % of all frequencies)",
            ylabel="live connections (%)\n(dotted: mean)", ylim=(0, None))
     ax.legend()
@@ -280,10 +281,11 @@ def architecture(model: DeepSpeech2) -> Picture:
     rnn = model.rnns[0].rnn
     kind = "GRU" if isinstance(rnn, GRU) else "H-LSTM" if rnn.gate_layers else "LSTM"
     H, labels, shown = model.output.in_features, model.output.out_features, 7
-    layers, bins, steps = [("log spectrogram", f"{BINS} × T", GREY)], BINS, "T"
+    layers, bins, step = [("log spectrogram", f"{BINS} × T", GREY)], BINS, 1
     for convolution in model.convolutions:
         (kF, kT), (sF, sT) = convolution.kernel_size, convolution.stride
-        bins, steps = (bins - kF) // sF + 1, "T/2" if sT == 2 else steps
+        bins, step = (bins - kF) // sF + 1, step * sT
+        steps = f"T/{step}" if step > 1 else "T"
         layers.append((f"convolution {kF} × {kT},\nstep {sF} × {sT}",
                        f"{convolution.out_channels} × {bins} × {steps}", GREEN))
     fig = Picture(2.2 + 0.72 * (len(layers) + len(model.rnns)),

@@ -44,6 +44,24 @@ def tab_ds2_training(profile: str, root: str | Path | None = None) -> Table:
                    [SIZE, COMPRESSION, WER, CER, WORDS], profile if profile in records.KEPT else None, root)
 
 
+def tab_ds2_tuning(root: str | Path | None = None, profile: str = RECORDED) -> Table:
+    """Recipes tried for the grid and what each came to on the validation speakers, from `tuning-speech.json`."""
+    path, lines = records.folder(profile, root) / "tuning-speech.json", []
+    for row in json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []:
+        run = len(row["valid_wer"])
+        lines.append((row["experiment"], [
+            row["lr"], row["stride"], row["ordered"], row["note"] or MISSING,
+            str(run) if run == row["epochs"] else f"{run} of {row['epochs']}",
+            *(percent(row[key][-1]) for key in ("valid_wer", "valid_cer"))]))
+    heads = [("", head) for head in ("peak learning rate", "windows a frame", "ordered epochs", "else", "epochs",
+                                     "WER %", "CER %")]
+    notes = ["Of the validation speakers, greedy, after the last epoch that was trained; seed 0.",
+             "Windows a frame: 10 ms each, for one frame of the recurrent layers. Ordered epochs: so many at the start "
+             "go from short utterances to long ones."]
+    return Table("tab-ds2-tuning", "Recipes tried", "experiment", heads,
+                 [(name, [str(cell) for cell in cells]) for name, cells in lines], notes, frozenset({"else"}))
+
+
 def speeds(root: str | Path | None = None, profile: str = RECORDED) -> dict[str, float]:
     """Experiment -> microseconds a second of speech, utterances one by one on one thread, on the quickest engine.
 

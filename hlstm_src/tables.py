@@ -285,10 +285,10 @@ def tab_ds2_models(profile: str, root: str | Path | None = None) -> Table:
     of the paper's that it answers to; all are compressed against the LSTM of their own group.
     """
     rows = [
-        ("LSTM, the baseline", "baseline", "ds2-lstm"),
-        ("H-LSTM, dense", "hlstm_x3", "ds2-hlstm"),
-        ("H-LSTM, grown and pruned: accurate", "accurate", None),
-        ("H-LSTM, grown and pruned: compact", "compact", "ds2-hlstm-gp"),
+        ("LSTM, the baseline", "baseline", "ds2-lstm5"),
+        ("H-LSTM, dense", "hlstm_x3", "ds2-hlstm3"),
+        ("H-LSTM, grown and pruned: accurate", "accurate", "ds2-hlstm3-gp"),
+        ("H-LSTM, grown and pruned: compact", "compact", "ds2-hlstm3-compact"),
     ]
     caption = "DeepSpeech2 models: live recurrent weights, FLOPs a frame and test errors"
     return compare("tab-ds2-models", caption, "deepspeech2", rows, SPEECH, profile, root)

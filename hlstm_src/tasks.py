@@ -20,13 +20,16 @@ SPEEDS = (0.9, 1.0, 1.1)       # each utterance is played at one of these (Ko et
 class SpeechTask:
     """Speech recognition on a corpus: CTC training with light augmentation, WER on the validation speakers.
 
-    `loss` draws all its randomness from torch's global generator, which the training loop seeds at each step.
+    In the first `ordered` epochs the batches go from short to long (Amodei et al., 2016: SortaGrad), later in random
+    order. `loss` draws all its randomness from torch's global generator, which the training loop seeds at each step.
     """
     metric, lower_is_better = "wer", True
 
     def __init__(self, corpus: SpeechCorpus, batch: int = 16, limit: int | None = None, seed: int = 0,
-                 augment: bool = True, time_mask: int = 15, frequency_mask: int = 15, masks: int = 1):
+                 augment: bool = True, time_mask: int = 15, frequency_mask: int = 15, masks: int = 1,
+                 ordered: int = 0):
         self.corpus, self.batch, self.limit, self.seed, self.augment = corpus, batch, limit, seed, augment
+        self.ordered = ordered
         self.bands = time_mask, frequency_mask, masks
         self.train = corpus.split("train", limit=limit)
         self.valid = corpus.split("valid", limit=limit)
@@ -41,7 +44,9 @@ class SpeechTask:
     def batches(self, epoch: int) -> list[list[int]]:
         """Indices into `train`, in batches of similar length; the order depends on seed and epoch alone."""
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
-        return corpora.length_batches([u.seconds for u in self.train], self.batch, generator)
+        seconds = [u.seconds for u in self.train]
+        batches = corpora.length_batches(seconds, self.batch, generator)
+        return sorted(batches, key=lambda batch: max(seconds[k] for k in batch)) if epoch < self.ordered else batches
 
     def sounds(self, indices: list[int], device: torch.device) -> tuple[Tensor, Tensor, corpora.Batch]:
         """A training batch as the model reads it: spectrograms (B, 161, T), frames (B), and the batch."""

@@ -171,14 +171,14 @@ def test_masked_batch_norm_is_batch_norm_of_the_valid_rows(sizes, bands, trainin
 
 # The network
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_an_utterance_is_heard_the_same_alone_padded_and_in_any_batch(cell):
-    model = small(cell, dropout=0.5, **({"gate_dropout": 0.5} if cell == "hlstm" else {})).eval()
+@pytest.mark.parametrize("cell, stride", [(cell, 2) for cell in CELLS] + [("lstm", 4)])
+def test_an_utterance_is_heard_the_same_alone_padded_and_in_any_batch(cell, stride):
+    model = small(cell, dropout=0.5, stride=stride, **({"gate_dropout": 0.5} if cell == "hlstm" else {})).eval()
     spec = speech(extra=17)
     with torch.no_grad():
         together, lengths = model(spec, LENGTHS)
         turned, _ = model(spec.flip(0), LENGTHS.flip(0))
-        assert lengths.tolist() == [math.ceil(n / 2) for n in LENGTHS]
+        assert lengths.tolist() == [math.ceil(n / stride) for n in LENGTHS]
         torch.testing.assert_close(together.exp().sum(-1), torch.ones(together.shape[:2]))
         for k, (n, m) in enumerate(zip(LENGTHS, lengths)):
             alone, lone_length = model(spec[k:k + 1, :, :n], LENGTHS[k:k + 1])
@@ -240,9 +240,11 @@ def test_recurrent_weights_are_those_derived_from_the_paper(cell, layers, millio
     assert round(counted / 1e6, 1) == millions
 
 
-def test_an_unknown_cell_is_refused_with_the_choices():
+def test_an_unknown_cell_or_stride_is_refused_with_the_choices():
     with pytest.raises(ValueError, match="'rnn': choose lstm, gru or hlstm"):
         DeepSpeech2(5, "rnn", 1, 4, 2)
+    with pytest.raises(ValueError, match="stride 3: choose 2 or 4"):
+        DeepSpeech2(5, "lstm", 1, 4, 2, stride=3)
 
 
 # CTC

@@ -40,7 +40,7 @@ def record(epochs, masks=True, events=True) -> RunRecord:
     counts = dict.fromkeys(("params", "nonzero_params", "macs", "nonzero_macs", "flops", "nonzero_flops"), 1)
     when = "2026-01-31T12:00:00+00:00"
     return RunRecord.model_validate({
-        "experiment": "ds2-hlstm-gp", "profile": "smoke", "seed": 0, "title": "A run", "key": "0" * 64,
+        "experiment": "ds2-hlstm3-compact", "profile": "smoke", "seed": 0, "title": "A run", "key": "0" * 64,
         "recipe": {"schedule": {"tolerance": 2}}, "history": history, "phases": phases, "scores": {"wer": 20.0},
         "normalisation": "upper case", "counts": {"cell": counts, "model": counts},
         "provenance": {"commit": "unknown", "dirty": False, "lock_sha256": "2" * 64, "versions": {}, "corpus": "an4",
@@ -165,7 +165,7 @@ def test_cider_is_no_percentage_and_is_never_cut_off():
 
 
 def test_a_dense_run_has_no_growth_to_show():
-    with pytest.raises(ValueError, match="ds2-hlstm-gp"):
+    with pytest.raises(ValueError, match="ds2-hlstm3-compact"):
         figures.gp_flow(record(SMOKE, masks=False))
     with pytest.raises(ValueError, match="no growth or pruning"):
         figures.gp_flow(record(SMOKE[:2], events=False))

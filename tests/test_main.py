@@ -79,10 +79,10 @@ def test_every_command_has_help(words, told):
 
 
 @pytest.mark.parametrize("words, told", [
-    (["run", "ds3"], "experiment 'ds3': choose one of ds2-lstm, ds2-hlstm, ds2-hlstm-gp"),
-    (["run", "ds2-lstm", "--profile", "huge"], "profile 'huge': choose one of smoke, laptop, desk, paper"),
+    (["run", "ds3"], "experiment 'ds3': choose one of ds2-lstm5, ds2-lstm4, ds2-gru4"),
+    (["run", "ds2-lstm5", "--profile", "huge"], "profile 'huge': choose one of smoke, laptop, desk, paper"),
     (["report", "--profile", "huge"], "choose one of smoke, laptop, desk, paper"),
-    (["run", "ds2-lstm", "--profile", "smoke", "--seed", "-1"], "seed -1"),
+    (["run", "ds2-lstm5", "--profile", "smoke", "--seed", "-1"], "seed -1"),
 ])
 def test_unknown_names_are_one_line_that_lists_the_choices(call, words, told):
     code, out, err = call(*words)
@@ -91,7 +91,7 @@ def test_unknown_names_are_one_line_that_lists_the_choices(call, words, told):
 
 def test_the_module_itself_ends_with_code_1_and_one_line(root):
     done = subprocess.run([sys.executable, "-m", "hlstm_src", "run", "ds3"], cwd=root, capture_output=True, text=True)
-    assert done.returncode == 1 and "choose one of ds2-lstm" in one_line(done.stderr) and not done.stdout
+    assert done.returncode == 1 and "choose one of ds2-lstm5" in one_line(done.stderr) and not done.stdout
 
 
 def test_files_that_are_no_models_are_told_by_name(call, corpus, tmp_path):
@@ -104,12 +104,12 @@ def test_files_that_are_no_models_are_told_by_name(call, corpus, tmp_path):
 
 
 def test_run_report_and_evaluate_tell_the_same(call, corpus, tmp_path):
-    code, out, _ = call("run", "ds2-lstm", "--profile", "smoke")
-    path = records.path_of("ds2-lstm", "smoke", 0)
+    code, out, _ = call("run", "ds2-lstm5", "--profile", "smoke")
+    path = records.path_of("ds2-lstm5", "smoke", 0)
     record = records.read(path)
     assert code == 0 and f"wer {record.scores['wer']:.2f} %  cer {record.scores['cer']:.2f} %" in out
     assert f"{record.counts.cell.nonzero_params:,} of {record.counts.cell.params:,}" in out and str(path) in out
-    assert call("run", "ds2-lstm", "--profile", "smoke")[:2] == (0, out) and records.read(path) == record
+    assert call("run", "ds2-lstm5", "--profile", "smoke")[:2] == (0, out) and records.read(path) == record
 
     model = path.with_suffix(".safetensors")
     code, _, err = call("evaluate", model, "--corpus", tmp_path / "nowhere")
@@ -126,12 +126,12 @@ def test_run_report_and_evaluate_tell_the_same(call, corpus, tmp_path):
     assert code == 1 and "there are: test, train, valid" in one_line(err)
 
     code, out, _ = call("report", "--profile", "smoke")
-    assert code == 0 and "ds2-lstm" in out and f"{record.scores['wer']:.1f}" in out
+    assert code == 0 and "ds2-lstm5" in out and f"{record.scores['wer']:.1f}" in out
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(call, corpus, root, tmp_path):
     """In a real process: it ends with 130 and says how to go on; then it is as if nothing had happened."""
-    words = [sys.executable, "-c", PROGRAM, str(corpus), "run", "ds2-lstm", "--profile", "smoke"]
+    words = [sys.executable, "-c", PROGRAM, str(corpus), "run", "ds2-lstm5", "--profile", "smoke"]
     env = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     with subprocess.Popen(words, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None and not (tmp_path / "training").exists():
@@ -139,7 +139,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(call, corpus, r
         process.send_signal(signal.SIGINT)
         (tmp_path / "pressed").touch()
         err = process.communicate(timeout=300)[1]
-    path = records.path_of("ds2-lstm", "smoke", 0)
+    path = records.path_of("ds2-lstm5", "smoke", 0)
     checkpoint = path.with_suffix(".checkpoint")
     assert process.returncode == 130, err
     last = err.splitlines()[-1]
@@ -151,7 +151,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(call, corpus, r
     assert "epoch 1 " not in done.stderr and "epoch 2 " in done.stderr and "epoch 8 " in done.stderr
     resumed = records.read(path)
     assert sorted(p.name for p in path.parent.iterdir()) == ["seed0.json", "seed0.safetensors"]
-    undisturbed = experiments.run("ds2-lstm", "smoke", force=True, progress=False)
+    undisturbed = experiments.run("ds2-lstm5", "smoke", force=True, progress=False)
     assert resumed.model == undisturbed.model and resumed.scores == undisturbed.scores
     assert [row.loss for row in resumed.history] == [row.loss for row in undisturbed.history]
 

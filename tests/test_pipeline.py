@@ -79,8 +79,8 @@ class Book:
         shutil.copytree(root / "book" / "tools", folder / "book" / "tools",
                         ignore=shutil.ignore_patterns("__pycache__"))
         self.write("book/trains.ipynb", notebook(
-            "trains", "from hlstm_src import experiments", "print(experiments.run('ds2-lstm', profile), profile)",
-            runs=["ds2-lstm"], corpora=["speech"]))
+            "trains", "from hlstm_src import experiments", "print(experiments.run('ds2-lstm5', profile), profile)",
+            runs=["ds2-lstm5"], corpora=["speech"]))
         self.write("book/draws.ipynb", notebook("draws", "from hlstm_src import draw\nprint(draw())"))
 
     def write(self, name, text):
@@ -143,7 +143,7 @@ def edit(built):
 
 
 def test_the_book_is_built_from_executed_chapters(built):
-    assert built.diary() == ["trained ds2-lstm smoke"]
+    assert built.diary() == ["trained ds2-lstm5 smoke"]
     assert "width 1 smoke" in built.text_of("book/trains") and "drawn" in built.text_of("book/draws")
     assert "A small book." in built.text_of("book/index") and "style.css" in built.text_of("book/index")
     assert (built.folder / "_build" / "html" / "index.html").samefile(
@@ -183,18 +183,18 @@ def test_an_edit_runs_what_depends_on_it_and_nothing_else(built, edit, name, job
 
 
 def test_a_run_that_is_up_to_date_by_its_key_is_not_trained_again(built, edit):
-    record = built.folder / "results/local/smoke/ds2-lstm/seed0.json"
+    record = built.folder / "results/local/smoke/ds2-lstm5/seed0.json"
     edit("hlstm_src/experiments.py")
     built.ask("smoke", str(record.relative_to(built.folder)))
-    assert record.read_text() == "width 1" and built.diary() == ["trained ds2-lstm smoke"]
+    assert record.read_text() == "width 1" and built.diary() == ["trained ds2-lstm5 smoke"]
     assert built.plan() == {TRAINS}
     edit("hlstm_src/lstm.py", "WIDTH = 2\n")
     built.ask("smoke", str(record.relative_to(built.folder)))
-    assert record.read_text() == "width 2" and built.diary() == ["trained ds2-lstm smoke"] * 2
+    assert record.read_text() == "width 2" and built.diary() == ["trained ds2-lstm5 smoke"] * 2
 
 
 def test_a_new_recorded_result_renews_the_page(built):
-    record = built.folder / "results" / "desk" / "ds2-lstm" / "seed0.json"
+    record = built.folder / "results" / "desk" / "ds2-lstm5" / "seed0.json"
     record.parent.mkdir(parents=True)
     record.write_text("recorded")
     assert built.plan() == {TRAINS}
@@ -219,7 +219,7 @@ def test_a_recorded_file_that_a_chapter_names_renews_the_page(built):
 def test_recorded_runs_are_history(built, edit):
     """A desk record is made when it is missing; code and corpus may change, it stays."""
     assert "recorded_run seed0.json" in built.plan("desk")
-    record = built.folder / "results" / "desk" / "ds2-lstm" / "seed0.json"
+    record = built.folder / "results" / "desk" / "ds2-lstm5" / "seed0.json"
     record.parent.mkdir(parents=True)
     record.write_text("recorded")
     os.utime(record, (0, 0))
@@ -302,10 +302,10 @@ def test_chapters_declare_the_runs_they_ask_for(root):
 
 
 def test_several_seeds_of_an_experiment_of_seconds_are_one_job(small):
-    small.write("book/trains.ipynb", notebook("trains", runs=["toy-gp", "ds2-lstm"]))
+    small.write("book/trains.ipynb", notebook("trains", runs=["toy-gp", "ds2-lstm5"]))
     plan = small.ask("laptop", "--dry-run")
     seeds = graph.seeds("toy-gp", "laptop")
-    assert len(seeds) >= 5 and graph.seeds("toy-gp", "smoke") == graph.seeds("ds2-lstm", "laptop") == (0,)
+    assert len(seeds) >= 5 and graph.seeds("toy-gp", "smoke") == graph.seeds("ds2-lstm5", "laptop") == (0,)
     outputs = ", ".join(f"results/local/laptop/toy-gp/seed{k}.json (update)" for k in seeds)
     assert plan.count("rule run_seeds:") == plan.count("rule run:") == 1 and f"output: {outputs}" in plan
 

@@ -17,7 +17,7 @@ from tests import recorded
 COUNT = ("params", "macs", "flops")
 
 
-def make(experiment="ds2-lstm", profile="smoke", seed=0, **changes) -> RunRecord:
+def make(experiment="ds2-lstm5", profile="smoke", seed=0, **changes) -> RunRecord:
     """A small valid record with something in every field."""
     return recorded.make(experiment, profile, seed, **{
         "recipe": {"width": 4, "betas": (0.9, 0.999)},
@@ -207,11 +207,11 @@ def test_a_truncated_record_is_never_taken_for_a_whole_one(part, tmp_path_factor
 
 
 def test_paths_keep_scratch_and_kept_records_apart(tmp_path, monkeypatch):
-    at = {profile: records.path_of("ds2-lstm", profile, 3, tmp_path) for profile in records.PROFILES}
+    at = {profile: records.path_of("ds2-lstm5", profile, 3, tmp_path) for profile in records.PROFILES}
     for profile in ("smoke", "laptop"):
-        assert at[profile] == tmp_path / "results/local" / profile / "ds2-lstm/seed3.json"
+        assert at[profile] == tmp_path / "results/local" / profile / "ds2-lstm5/seed3.json"
     for profile in ("desk", "paper"):
-        assert at[profile] == tmp_path / "results" / profile / "ds2-lstm/seed3.json"
+        assert at[profile] == tmp_path / "results" / profile / "ds2-lstm5/seed3.json"
     monkeypatch.setenv("HLSTM_RESULTS", str(tmp_path / "elsewhere"))
     assert records.path_of("a", "desk", 0) == tmp_path / "elsewhere/desk/a/seed0.json"
     assert records.path_of("a", "desk", 0, tmp_path) == tmp_path / "results/desk/a/seed0.json"
@@ -242,7 +242,7 @@ def test_find_gives_the_records_of_one_profile_in_order(tmp_path):
 
 
 def test_find_refuses_a_record_in_the_place_of_another(tmp_path):
-    make("ds2-lstm", "smoke").save(records.path_of("ds2-lstm", "desk", 0, tmp_path))
+    make("ds2-lstm5", "smoke").save(records.path_of("ds2-lstm5", "desk", 0, tmp_path))
     with pytest.raises(RecordError, match="belongs at"):
         records.find("desk", root=tmp_path)
 
@@ -268,11 +268,11 @@ def test_the_fingerprint_sees_recipe_corpus_and_code_and_nothing_else(tmp_path):
 
 def test_provenance_holds_no_folder_of_this_machine(monkeypatch):
     root = str(records.REPOSITORY)
-    argv = [f"{root}/hlstm_src/__main__.py", "run", "ds2-lstm", f"--data={root}/data/an4", "/far/away/x.json"]
+    argv = [f"{root}/hlstm_src/__main__.py", "run", "ds2-lstm5", f"--data={root}/data/an4", "/far/away/x.json"]
     monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
     taken = records.provenance("an4", "4" * 64)
-    assert taken.command == "python -m hlstm_src run ds2-lstm --data=data/an4 x.json"
+    assert taken.command == "python -m hlstm_src run ds2-lstm5 --data=data/an4 x.json"
     assert root not in taken.model_dump_json()
     assert taken.cores >= 1 and taken.threads >= 1 and taken.cpu
     assert taken.versions["python"] == ".".join(map(str, sys.version_info[:3]))
@@ -290,7 +290,7 @@ def test_provenance_names_the_commit_and_a_changed_tree(tmp_path, monkeypatch):
     (tmp_path / "code.py").write_text("a = 1\n")
     git("add", ".")
     git("commit", "-q", "-m", "one")
-    make().save(records.path_of("ds2-lstm", "desk", 0, tmp_path))
+    make().save(records.path_of("ds2-lstm5", "desk", 0, tmp_path))
     taken = records.provenance("an4", "4")
     assert (taken.commit, taken.dirty) == (git("rev-parse", "HEAD"), False)
     (tmp_path / "code.py").write_text("a = 2\n")

@@ -66,3 +66,15 @@ def test_latency_is_that_of_the_quickest_engines(tmp_path, microseconds, rates, 
 def test_nothing_is_judged_without_records(tmp_path):
     table = st.tab_ds2_claims(tmp_path)
     assert all(cells[-1] == "not recorded yet" and MISSING in cells for _, cells in table.rows)
+
+
+def test_recipes_that_were_tried_are_shown_with_their_last_score(tmp_path):
+    assert st.tab_ds2_tuning(tmp_path).rows == []
+    tried = {"experiment": "ds2-lstm5", "lr": 0.002, "stride": 4, "ordered": 1, "note": "", "epochs": 3,
+             "valid_wer": [90.0, 55.04], "valid_cer": [50.0, 30.0]}
+    records.folder("desk", tmp_path).mkdir(parents=True)
+    (records.folder("desk", tmp_path) / "tuning-speech.json").write_text(json.dumps({"rows": [
+        tried, tried | {"note": "dropout 0.2", "valid_wer": [9.0, 8.0, 7.0], "valid_cer": [5.0, 5.0, 4.0]}]}))
+    assert st.tab_ds2_tuning(tmp_path).rows == [
+        ("ds2-lstm5", ["0.002", "4", "1", MISSING, "2 of 3", "55.0", "30.0"]),
+        ("ds2-lstm5", ["0.002", "4", "1", "dropout 0.2", "3", "7.0", "4.0"])]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hlstm_src import paper, records, tables
 from tests.recorded import cell, make
 
-MODELS = ["ds2-lstm", "ds2-hlstm", "ds2-hlstm-gp"]
+MODELS = ["ds2-lstm5", "ds2-hlstm3", "ds2-hlstm3-gp", "ds2-hlstm3-compact"]
 
 
 class Page(HTMLParser):
@@ -42,10 +42,10 @@ DESK, LAPTOP = "recorded (desk)", "this run (laptop)"
 
 def test_cells_are_the_figures_of_the_records(store):
     root = store(
-        make("ds2-lstm", "desk", live=4_000_000),
-        make("ds2-hlstm-gp", "desk", live=310_000, scores={"wer": 14.84, "cer": 6.66}),
-        make("ds2-lstm", "laptop", live=80_000, scores={"wer": 50.0, "cer": 20.0}),
-        make("ds2-hlstm-gp", "laptop", live=16_000, scores={"wer": 40.0, "cer": 10.0}),
+        make("ds2-lstm5", "desk", live=4_000_000),
+        make("ds2-hlstm3-compact", "desk", live=310_000, scores={"wer": 14.84, "cer": 6.66}),
+        make("ds2-lstm5", "laptop", live=80_000, scores={"wer": 50.0, "cer": 20.0}),
+        make("ds2-hlstm3-compact", "laptop", live=16_000, scores={"wer": 40.0, "cer": 10.0}),
     )
     table = tables.tab_ds2_models("laptop", root)
     heads = ["recurrent weights", "compression", "FLOPs a frame", "WER %", "CER %"]
@@ -92,26 +92,26 @@ def test_rivals_are_shown_with_the_spread_of_their_seeds(store):
 
 def test_several_seeds_give_a_mean_and_a_range(store):
     wers = {0: 14.8, 1: 15.6, 2: 14.9}
-    runs = [make("ds2-lstm", "desk", seed, scores={"wer": wer, "cer": 6.0}) for seed, wer in wers.items()]
+    runs = [make("ds2-lstm5", "desk", seed, scores={"wer": wer, "cer": 6.0}) for seed, wer in wers.items()]
     table = tables.tab_ds2_models("laptop", store(*runs))
     assert cell(table, "LSTM, the baseline", DESK, "WER %") == "15.1 (14.8-15.6), n=3"
     assert cell(table, "LSTM, the baseline", DESK, "recurrent weights") == "1.00 K"
 
 
 def test_a_missing_record_is_shown_as_missing_and_never_as_nought(store):
-    for root in (store(), store(make("ds2-hlstm-gp", "desk", live=310_000))):
+    for root in (store(), store(make("ds2-hlstm3-compact", "desk", live=310_000))):
         table = tables.tab_ds2_models("laptop", root)
         ours = [place for place, (group, _) in enumerate(table.columns) if group == LAPTOP]
         assert {cells[place] for _, cells in table.rows for place in ours} == {"–"}
-        assert any("no record yet" in note and "ds2-lstm" in note and "laptop" in note for note in table.notes)
+        assert any("no record yet" in note and "ds2-lstm5" in note and "laptop" in note for note in table.notes)
     # Without the LSTM there is nothing to compare with; the rest of the row still stands.
     assert cell(table, COMPACT, DESK, "compression") == "–"
     assert cell(table, COMPACT, DESK, "recurrent weights") == "310 K"
-    assert not any("no record yet" in note and "ds2-hlstm-gp" in note and "desk" in note for note in table.notes)
+    assert not any("no record yet" in note and "ds2-hlstm3-compact" in note and "desk" in note for note in table.notes)
 
 
 def test_a_score_that_a_record_lacks_is_missing(store):
-    table = tables.tab_ds2_models("desk", store(make("ds2-lstm", "desk", scores={"wer": 0.0})))
+    table = tables.tab_ds2_models("desk", store(make("ds2-lstm5", "desk", scores={"wer": 0.0})))
     group = "recorded (desk), this run"
     assert cell(table, "LSTM, the baseline", group, "WER %") == "0.0, one seed"
     assert cell(table, "LSTM, the baseline", group, "CER %") == "–"
@@ -149,7 +149,7 @@ def test_numbers_are_written_as_the_field_writes_them():
 
 
 def test_the_page_shows_the_same_cells_as_the_table_and_the_text(store):
-    root = store(*(make(name, "desk", live=n) for name, n in zip(MODELS, (40_000, 50_000, 3_000), strict=True)))
+    root = store(*(make(name, "desk", live=n) for name, n in zip(MODELS, (40_000, 50_000, 25_000, 3_000), strict=True)))
     table = tables.tab_ds2_models("laptop", root)
     page = Page(table._repr_html_())
     assert page.rows[0] == ["", "paper", DESK, LAPTOP]
@@ -162,7 +162,7 @@ def test_the_page_shows_the_same_cells_as_the_table_and_the_text(store):
 
 
 def test_tables_are_accessible_and_scroll_by_themselves(store):
-    root = store(make("ds2-lstm", "laptop"))
+    root = store(make("ds2-lstm5", "laptop"))
     for table in (tables.tab_ds2_models("laptop", root), tables.tab_runs("laptop", root=root)):
         page = Page(table._repr_html_())
         assert any(tag == "caption" for tag, _ in page.tags)
@@ -176,7 +176,7 @@ def test_tables_are_accessible_and_scroll_by_themselves(store):
 
 
 def test_numbers_stand_flush_right_and_words_flush_left(store):
-    table = tables.tab_runs("laptop", root=store(make("ds2-lstm", "laptop")))
+    table = tables.tab_runs("laptop", root=store(make("ds2-lstm5", "laptop")))
     styles = re.findall(r"#T_tab-runs (td[^{,]*) \{\s*([^}]*)\}", table.styler.to_html().replace(",\n", "\n"))
     text = table.styler.to_html()
     assert any(selector == "td" and "text-align: right" in rule for selector, rule in styles)
@@ -186,14 +186,14 @@ def test_numbers_stand_flush_right_and_words_flush_left(store):
 
 
 def test_the_same_records_give_the_same_page(store):
-    root = store(make("ds2-lstm", "desk"))
+    root = store(make("ds2-lstm5", "desk"))
     assert len({tables.tab_ds2_models("laptop", root)._repr_html_() for _ in range(2)}) == 1
 
 
 def test_what_a_record_says_cannot_break_the_page():
     bad = "</td><script>alert(1)</script> a | b"
     phase = {"phase": "prune", "epoch": 3, "density": 0.25, "nonzero": 10, "kept": False, "note": bad}
-    table = tables.tab_phases(make("ds2-hlstm-gp", "desk", phases=[phase]))
+    table = tables.tab_phases(make("ds2-hlstm3-compact", "desk", phases=[phase]))
     page = Page(table._repr_html_())
     assert not any(tag == "script" for tag, _ in page.tags)
     assert page.rows[-1][-1] == bad
@@ -228,16 +228,16 @@ def test_phases_show_each_event_of_the_record_counting_epochs_from_one():
         {"phase": "grow", "epoch": 2, "density": 0.75, "nonzero": 750, "scores": {"wer": 30.0}, "kept": True},
         {"phase": "prune", "epoch": 5, "density": 0.1, "nonzero": 100, "kept": False, "note": "below the floor"},
     ]
-    assert [cells for _, cells in tables.tab_phases(make("ds2-hlstm-gp", "desk", phases=phases)).rows] == [
+    assert [cells for _, cells in tables.tab_phases(make("ds2-hlstm3-compact", "desk", phases=phases)).rows] == [
         ["grow", "3", "75.0 %", "750", "30.00", "yes", ""],
         ["prune", "6", "10.0 %", "100", "–", "no", "below the floor"],
     ]
 
 
 def test_the_stamp_names_profile_machine_and_date():
-    record = make("ds2-lstm", "desk", 2)
+    record = make("ds2-lstm5", "desk", 2)
     text = str(tables.stamp("laptop", record))
-    assert all(part in text for part in ("ds2-lstm", "seed 2", "desk", "A CPU, 2 cores", "2026-02-01"))
+    assert all(part in text for part in ("ds2-lstm5", "seed 2", "desk", "A CPU, 2 cores", "2026-02-01"))
     assert "laptop" not in text
     page = tables.stamp("smoke")
     assert "smoke" in str(page) and records.machine()[0] in str(page) and re.search(r"\d{4}-\d\d-\d\d", str(page))
@@ -246,5 +246,5 @@ def test_the_stamp_names_profile_machine_and_date():
 
 def test_the_report_holds_every_table_and_needs_no_record(store):
     assert "no record yet" in tables.report("smoke", store())
-    text = tables.report("laptop", store(make("ds2-lstm", "laptop", live=4_000_000)))
+    text = tables.report("laptop", store(make("ds2-lstm5", "laptop", live=4_000_000)))
     assert "4.00 M" in text and "15.1, one seed" in text and "abcdef0123" in text and text.endswith("\n")

@@ -37,6 +37,16 @@ def test_the_batches_of_an_epoch_depend_on_seed_and_epoch_alone(corpus):
     assert len({str(batches) for batches in (first, task.batches(1), SpeechTask(corpus, batch=5).batches(0))}) == 3
 
 
+def test_the_first_epochs_may_go_from_short_to_long(corpus):
+    task, usual = SpeechTask(corpus, batch=3, ordered=2), SpeechTask(corpus, batch=3)
+    for epoch in (0, 1):
+        longest = [max(task.train[k].seconds for k in batch) for batch in task.batches(epoch)]
+        assert longest == sorted(longest) and len(set(longest)) > 1
+        assert sorted(task.batches(epoch)) == sorted(usual.batches(epoch))
+        assert task.batches(epoch) != usual.batches(epoch)
+    assert task.batches(2) == usual.batches(2)
+
+
 def test_the_loss_without_augmentation_is_that_of_the_plain_batch(corpus, model):
     task = SpeechTask(corpus, augment=False)
     chosen = [task.train[k] for k in (3, 0, 7)]

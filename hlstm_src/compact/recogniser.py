@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from .. import audio
-from ..audio import BINS, BLANK, CONVOLUTIONS
+from ..audio import BINS, BLANK
 from . import cells, layouts
 from .format import ModelFile
 from .kernels import aligned, product
@@ -60,7 +60,7 @@ class Recogniser:
         def dense(name: str, *shape: int) -> np.ndarray:
             return file.tensor(name, shape)[0]
         self.convolutions, bins, lanes, ins = [], BINS, 1, 1
-        for k, (kF, kT, sF, sT) in enumerate(CONVOLUTIONS):
+        for k, (kF, kT, sF, sT) in enumerate(audio.convolutions(m["stride"])):
             kernel = dense(f"convolutions.{k}.weight", channels, ins, kF, kT)
             self.convolutions.append(Convolution(kernel, norm(file, f"norms.{k}", channels), bins, lanes, (sF, sT)))
             bins, lanes, ins = self.convolutions[-1].bins, self.convolutions[-1].lanes, channels
@@ -87,7 +87,7 @@ class Recogniser:
         return found
 
     def log_probs(self, samples: np.ndarray) -> np.ndarray:
-        """samples (N) at 16 kHz -> log probabilities of the labels (T', labels), a row for each 20 ms."""
+        """samples (N) at 16 kHz -> log probabilities of the labels (T', labels), a row for each 20 or 40 ms."""
         x = audio.spectrogram(np.asarray(samples, np.float32))
         for convolution in self.convolutions:
             x = convolution(x)
@@ -118,7 +118,9 @@ def _sizes(file: ModelFile) -> dict:
     letters = file.metadata.get("alphabet")
     if not isinstance(letters, str):
         raise file.error("no recogniser: its metadata lack the alphabet")
-    m = sizes(file, {"layers": 5, "hidden": 800, "channels": 32}, labels=10_000, channels=1024)
+    m = sizes(file, {"layers": 5, "hidden": 800, "channels": 32, "stride": 2}, labels=10_000, channels=1024, stride=4)
+    if m["stride"] not in (2, 4):
+        raise file.error(f"stride {m['stride']} is neither 2 nor 4")
     if m["labels"] != len(letters) or not letters.isprintable():
         raise file.error(f"{m['labels']} labels need as many letters that can be printed, not {len(letters)}")
     frame = audio.BINS * m["channels"]                             # more than the first layer's inputs

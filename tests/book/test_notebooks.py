@@ -56,7 +56,7 @@ def write(tmp_path):
     def write(*cells, change=None):
         path = tmp_path / "Some_Chapter.ipynb"
         whole = {"cells": [markdown("# Title"), code('profile = "laptop"', "parameters"), *cells],
-                 "metadata": {"hlstm": {"runs": ["ds2-lstm"]}, "papermill": {"version": "2"}},
+                 "metadata": {"hlstm": {"runs": ["ds2-lstm5"]}, "papermill": {"version": "2"}},
                  "nbformat": 4, "nbformat_minor": 4}
         path.write_text(json.dumps(whole))
         lint.fix(path)
@@ -76,7 +76,7 @@ def test_fix_strips_names_and_keeps_what_the_pipeline_needs(write):
     assert lint.problems(path) == []
     notebook = json.loads(path.read_text())
     assert [cell["id"] for cell in notebook["cells"]] == ["some-chapter-01", "some-chapter-02", "some-chapter-03"]
-    assert notebook["metadata"]["hlstm"] == {"runs": ["ds2-lstm"]} and "papermill" not in notebook["metadata"]
+    assert notebook["metadata"]["hlstm"] == {"runs": ["ds2-lstm5"]} and "papermill" not in notebook["metadata"]
     assert "".join(notebook["cells"][2]["source"]) == "1 + 1"
 
 

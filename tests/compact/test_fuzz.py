@@ -319,7 +319,8 @@ JUNK = st.recursive(
 def test_any_metadata_are_refused_or_harmless(folder, name, data):
     tensors, metadata = parts(folder / f"{name}.safetensors")
     keys = [*metadata, "benchmark", "encoder", *(("model", key) for key in (
-        *metadata["model"], "gate_layers", "gate_width", "activation", "shared_hidden", "bias", "dropout"))]
+        *metadata["model"], "gate_layers", "gate_width", "activation", "shared_hidden", "bias", "dropout",
+        "stride"))]
     for key in data.draw(st.lists(st.sampled_from(keys), min_size=1, max_size=2)):
         inner, last = (metadata["model"], key[1]) if isinstance(key, tuple) else (metadata, key)
         if not isinstance(inner, dict):

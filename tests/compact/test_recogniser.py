@@ -22,13 +22,14 @@ from hlstm_src.compact.pack import pack, sizes
 from hlstm_src.compact.recogniser import beam_search, greedy
 from hlstm_src.corpora import SpeechCorpus
 from hlstm_src.deepspeech2 import DeepSpeech2
-from hlstm_src.masks import ConnectionMasks, save_model
+from hlstm_src.errors import UserError
+from hlstm_src.masks import ConnectionMasks, load_tensors, save_model, save_tensors
 
 ROOT = Path(__file__).parents[2]
 KINDS = {"lstm": {"cell": "lstm"}, "gru": {"cell": "gru"}, "hlstm": {"cell": "hlstm", "activation": "tanh"},
          "deep": {"cell": "hlstm", "gate_layers": 2, "activation": "elu"},
          "uneven": {"cell": "hlstm", "gate_width": [3, 4, 5, 6], "activation": "leaky_relu"},
-         "shared": {"cell": "hlstm", "shared_hidden": True}}
+         "shared": {"cell": "hlstm", "shared_hidden": True}, "coarse": {"cell": "lstm", "stride": 4}}
 
 
 def wave(seconds: float = 1.3, seed: int = 0) -> np.ndarray:
@@ -64,6 +65,13 @@ def test_probabilities_and_text_are_those_of_torch(folder, name):
             np.testing.assert_allclose(ours.log_probs(wave(seconds)), theirs, atol=1e-4)
         text = scores.greedy(theirs[None], torch.tensor([len(theirs)]))[0]
         assert ours.transcribe(wave(seconds)) == text
+
+
+def test_a_stride_that_no_recogniser_has_is_refused(folder, tmp_path):
+    tensors, metadata = load_tensors(folder / "coarse.safetensors")
+    save_tensors(tmp_path / "odd", tensors, metadata | {"model": metadata["model"] | {"stride": 3}})
+    with pytest.raises(UserError, match="odd: .*stride 3 is neither 2 nor 4"):
+        load_compact(tmp_path / "odd")
 
 
 def test_a_packed_file_says_the_same_and_is_smaller(folder, tmp_path):
