@@ -6,7 +6,8 @@ takes PyTorch longer to begin than to do. Here they are one function, on rows th
 uses it for float32 states on the CPU where numba is installed; it says the same as `scan`'s own operations, to
 rounding. Loops are short on purpose: LLVM does 16 numbers at once where few arrays meet in one loop.
 
-Sizes: T steps, R rows (batch times directions), H hidden; gates in PyTorch's order i, f, g, o.
+Sizes: T steps, R rows (batch times directions), H hidden; gates in PyTorch's order i, f, g, o. Several threads can
+share the rows: each does those of its `part` of `parts`, every parts-th from there on.
 """
 
 import numpy as np
@@ -76,13 +77,13 @@ def _float32_of(z):
 
 
 @njit(**OPTIONS)
-def forward(z, t, start, gates, cs, hs):
+def forward(z, t, start, gates, cs, hs, part=0, parts=1):
     """Step t: z (R, 4, H), what goes into the gates' activations -> gates (T, R, 4, H), cs and hs (T, R, H) at t.
 
     start (R, H): c before the first step. z is float32, or bfloat16 as uint16.
     """
     R, _, H = z.shape
-    for r in range(R):
+    for r in range(part, R, parts):
         before, c, h, y = start[r] if t == 0 else cs[t - 1, r], cs[t, r], hs[t, r], gates[t, r]
         i, f, g, o = y[0], y[1], y[2], y[3]
         for a in range(4):
@@ -107,12 +108,12 @@ def forward(z, t, start, gates, cs, hs):
 
 
 @njit(**OPTIONS)
-def hidden(a, b, out, activation):
+def hidden(a, b, out, activation, part=0, parts=1):
     """The first hidden layer of a step: the activation of a + b, of its place in `ACTIVATIONS`; all (R, N), float32 or
     bfloat16 as uint16. Summed and bent in float32, rounded once."""
     R, N = out.shape
     z = np.empty(N, np.float32)
-    for r in range(R):
+    for r in range(part, R, parts):
         x, y, into = a[r], b[r], out[r]
         for k in range(N):
             z[k] = _float32(x[k]) + _float32(y[k])
@@ -133,11 +134,11 @@ def hidden(a, b, out, activation):
 
 
 @njit(**OPTIONS)
-def hidden_backward(d, a, out, activation):
+def hidden_backward(d, a, out, activation, part=0, parts=1):
     """The way back of `hidden`, from its output a: the gradient d times the activation's slope; all (R, N), d may have
     more rows."""
     R, N = out.shape
-    for r in range(R):
+    for r in range(part, R, parts):
         x, y, into = d[r], a[r], out[r]
         if activation == 0:
             for k in range(N):
@@ -154,20 +155,20 @@ def hidden_backward(d, a, out, activation):
 
 
 @njit(**OPTIONS)
-def rounded(x, out):
+def rounded(x, out, part=0, parts=1):
     """x (R, H) in the type of out, which may have more rows."""
-    for r in range(x.shape[0]):
+    for r in range(part, x.shape[0], parts):
         for k in range(x.shape[1]):
             out[r, k] = _as(x[r, k], out)
 
 
 @njit(**OPTIONS)
-def backward(dh, dc, t, start, gates, cs, d):
+def backward(dh, dc, t, start, gates, cs, d, part=0, parts=1):
     """The way back of `forward` at step t: dh and dc (R, H) -> d (R, 4, H) before the gates' activations, in
     the type of d; dc becomes that of c one step earlier."""
     R, H = dh.shape
     tanh_c = np.empty(H, np.float32)
-    for r in range(R):
+    for r in range(part, R, parts):
         c, before = cs[t, r], start[r] if t == 0 else cs[t - 1, r]
         y, into, out, dy = gates[t, r], dc[r], dh[r], d[r]
         i, f, g, o = y[0], y[1], y[2], y[3]

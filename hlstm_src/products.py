@@ -182,14 +182,14 @@ def _load(b, address, kind):
 # Products -------------------------------------------------------------------------------------------------------------
 
 @njit(**OPTIONS)
-def by_tiles(x, packed, groups, out):
+def by_tiles(x, packed, groups, out, part, parts):
     """`product` in bfloat16, x as uint16. Only between `configure` and `release`."""
     P, columns, depth = x.shape[0], packed.shape[0] // groups, packed.shape[1]           # in tiles
     wide, far = 2 * x.shape[1], 4 * out.shape[1]                   # bytes from row to row
     for p in range(0, P, 2 * ROWS):
         for g in range(groups):
             a = x.ctypes.data + p * wide + 64 * depth * g
-            for n in range(g * columns, (g + 1) * columns, 2):
+            for n in range(g * columns + 2 * part, (g + 1) * columns, 2 * parts):
                 b, to = packed.ctypes.data + 1024 * depth * n, out.ctypes.data + p * far + 64 * n
                 zero(0)
                 zero(1)
@@ -219,27 +219,29 @@ def by_tiles(x, packed, groups, out):
 
 
 @njit(**OPTIONS)
-def by_vectors(x, packed, groups, out):
+def by_vectors(x, packed, groups, out, part, parts):
     """`product` in float32."""
     panels, depth = packed.shape[0] // groups, np.int64(packed.shape[1])
     wide, far = np.int64(4 * x.shape[1]), np.int64(4 * out.shape[1])         # bytes from row to row
-    for n in range(len(packed)):
+    for n in range(part, len(packed), parts):
         b, to = np.int64(packed.ctypes.data) + 128 * depth * n, np.int64(out.ctypes.data) + 128 * n
         a = np.int64(x.ctypes.data) + 4 * depth * (n // panels)
         for p in range(0, x.shape[0], 8):                          # while the panel is in the nearest cache
             strip(a + p * wide, wide, b, depth, to + p * far, far)
 
 
-def product(x, packed, groups, out):
+def product(x, packed, groups, out, part=0, parts=1):
     """out (P, rows) = x (P, groups*K), block by block times the transpose of the packed matrix's blocks; P is a
-    multiple of 16. x is float32, or bfloat16 as uint16, out float32. Only between `begin` and `end`."""
+    multiple of 16. x is float32, or bfloat16 as uint16, out float32. Only between `begin` and `end`.
+
+    Of several threads each makes the columns of its `part` of `parts`, whose weights stay in its own cache."""
 
 
 @overload(product)
-def _product(x, packed, groups, out):
+def _product(x, packed, groups, out, part=0, parts=1):
     if x.dtype == types.uint16:
-        return lambda x, packed, groups, out: by_tiles(x, packed, groups, out)
-    return lambda x, packed, groups, out: by_vectors(x, packed, groups, out)
+        return lambda x, packed, groups, out, part=0, parts=1: by_tiles(x, packed, groups, out, part, parts)
+    return lambda x, packed, groups, out, part=0, parts=1: by_vectors(x, packed, groups, out, part, parts)
 
 
 def begin(x):

@@ -185,11 +185,12 @@ def _fused(c: Tensor, low: torch.dtype):
 
 
 def _compiled(c: Tensor, low: torch.dtype, weights: tuple[Tensor, ...], groups: tuple[int, ...], noise: list[Tensor]):
-    """All steps in one call (steps.py), where the CPU can: gates of one hidden layer, without dropout. It is one
-    thread's; in float32 the matrix library makes more of several."""
-    if len(weights) != 2 or noise or not _fused(c, low) or low == torch.float32 and torch.get_num_threads() > 1:
+    """All steps in one call (steps.py), where the CPU can: gates of one hidden layer, without dropout."""
+    if len(weights) != 2 or noise or not _fused(c, low):
         return None
     from . import steps
+    if low == torch.float32 and steps.team.size() == 1 < torch.get_num_threads():          # the matrix library has more
+        return None
     return steps if steps.products.available(low) and steps.products.fits(weights, groups) else None
 
 

@@ -3,6 +3,7 @@
 A step multiplies a few rows by some hundred thousand weights and does little else, twice. Called from Python, either
 product takes longer to begin than to do. Here both are the compiled ones of products.py, and between them stands the
 element-wise work of gates.py. `scan` uses this where processor and sizes allow it; it says the same, to rounding.
+Several threads share the columns of products and the rows of all else (team.py), with the same bits as one.
 
 Sizes: T steps, B batch, R rows (B times directions), H hidden, N units of all hidden layers, M = 4H times directions;
 gates in PyTorch's order i, f, g, o. Projections, hidden layers and the gradients that become weight gradients are in
@@ -15,66 +16,98 @@ from pathlib import Path
 import numpy as np
 from numba import njit
 
-from . import gates, products
+from . import gates, products, team
 from .gates import OPTIONS
 from .products import ROWS, begin, end, product
+from .team import meet
 
 
-@njit(**OPTIONS)
 def forward(first, projected, h, c, recur, behind, bias, stacks, activation, hidden, all_gates, cs, hs):
     """The steps from `first` on for which there is something projected: (steps, B, N).
 
     h, c (R, H): before the very first step. recur, behind: packed matrices of h and of the layer behind the hidden one.
     bias (M) of the gates, or empty. Fills in hidden (T, B, N), gates (T, R, 4, H), cs and hs (T, R, H).
     """
-    (steps, B, N), (R, H) = projected.shape, h.shape
+    (_, B, N), (R, H) = projected.shape, h.shape
     # Products take P rows, a multiple of 16; those behind the batch mean nothing.
     P, D = -(-B // ROWS) * ROWS, R // B
     low, a = np.zeros((P, D * H), hidden.dtype), np.zeros((P, N), hidden.dtype)
     sums, z = np.empty((P, N), np.float32), np.empty((P, 4 * D * H), np.float32)
-    rows, z_rows = low.reshape(P * D, H), z.reshape(P * D, 4, H)
-    begin(hidden)
-    for t in range(first, first + steps):
-        gates.rounded(h if t == 0 else hs[t - 1], rows)
-        product(low, recur, D, sums)
-        gates.hidden(sums, projected[t - first], a[:B], activation)
-        hidden[t] = a[:B]
-        product(a, behind, stacks, z)
-        if len(bias):
-            for b in range(B):
-                for k in range(len(bias)):
-                    z[b, k] += bias[k]
-        gates.forward(z_rows[:R], t, c, all_gates, cs, hs)
-    end(hidden)
+    team.together(lambda *parts: _forward(first, projected, h, c, recur, behind, bias.reshape(-1, 4, H), stacks,
+                                          activation, hidden, all_gates, cs, hs, low, a, sums, z, *parts))
 
 
 @njit(**OPTIONS)
+def _forward(first, projected, h, c, recur, behind, bias, stacks, activation, hidden, all_gates, cs, hs, low, a, sums,
+             z, counter, part, parts):
+    """One thread's part. low (P, D*H): h as products take it; sums and a (P, N): before and behind the hidden layer's
+    activation; z (P, M): what goes into the gates. bias (D, 4, H)."""
+    (steps, B, _), (R, H), P, met = projected.shape, h.shape, len(low), 0
+    D = R // B
+    rows, z_rows = low.reshape(P * D, H), z.reshape(P * D, 4, H)
+    begin(hidden)
+    for t in range(first, first + steps):
+        gates.rounded(h if t == 0 else hs[t - 1], rows, part, parts)
+        met = meet(counter, parts, met)
+        product(low, recur, D, sums, part, parts)
+        met = meet(counter, parts, met)
+        gates.hidden(sums, projected[t - first], a[:B], activation, part, parts)
+        for b in range(part, B, parts):
+            hidden[t, b] = a[b]
+        met = meet(counter, parts, met)
+        product(a, behind, stacks, z, part, parts)
+        met = meet(counter, parts, met)
+        if len(bias):
+            for r in range(part, R, parts):
+                z_rows[r] += bias[r % D]
+        gates.forward(z_rows[:R], t, c, all_gates, cs, hs, part, parts)
+    end(hidden)
+
+
 def backward(first, dhs, dcs, dh, dc, c, recur, behind, stacks, activation, hidden, all_gates, cs, dhidden, dgates):
     """The way back of `forward`, through as many steps as dhidden (steps, B, N) and dgates (steps, B, M) have room for.
     dhs, dcs: (T, R, H) or empty. dh, dc (R, H): running; in the end those before the step `first`.
     recur, behind: packed by `pack_back`."""
-    (steps, B, N), (R, H) = dhidden.shape, dh.shape
+    (_, B, N), (R, H) = dhidden.shape, dh.shape
     P, D = -(-B // ROWS) * ROWS, R // B
     d, e = np.zeros((P, 4 * D * H), hidden.dtype), np.zeros((P, N), hidden.dtype)
     da, before = np.empty((P, N), np.float32), np.empty((P, D * H), np.float32)
+    team.together(lambda *parts: _backward(first, dhs, dcs, dh, dc, c, recur, behind, stacks, activation, hidden,
+                                           all_gates, cs, dhidden, dgates, d, e, da, before, *parts))
+
+
+@njit(**OPTIONS)
+def _backward(first, dhs, dcs, dh, dc, c, recur, behind, stacks, activation, hidden, all_gates, cs, dhidden, dgates,
+              d, e, da, before, counter, part, parts):
+    """One thread's part. d (P, M): gradients before the gates' activations; da and e (P, N): behind and before the
+    hidden layer's; before (P, D*H): of h one step earlier."""
+    (steps, B, _), (R, H), P, met = dhidden.shape, dh.shape, len(d), 0
+    D = R // B
     d_rows, before_rows = d.reshape(P * D, 4, H), before.reshape(P * D, H)
     begin(hidden)
     for t in range(first + steps - 1, first - 1, -1):
-        if len(dhs):
-            dh += dhs[t]
-        if len(dcs):
-            dc += dcs[t]
-        gates.backward(dh, dc, t, c, all_gates, cs, d_rows[:R])
-        product(d, behind, stacks, da)
-        gates.hidden_backward(da, hidden[t], e[:B], activation)
-        product(e, recur, D, before)
-        dh[:] = before_rows[:R]
-        dgates[t - first], dhidden[t - first] = d[:B], e[:B]
+        for r in range(part, R, parts):
+            if len(dhs):
+                dh[r] += dhs[t, r]
+            if len(dcs):
+                dc[r] += dcs[t, r]
+        gates.backward(dh, dc, t, c, all_gates, cs, d_rows[:R], part, parts)
+        met = meet(counter, parts, met)
+        product(d, behind, stacks, da, part, parts)
+        met = meet(counter, parts, met)
+        gates.hidden_backward(da, hidden[t], e[:B], activation, part, parts)
+        for b in range(part, B, parts):
+            dgates[t - first, b], dhidden[t - first, b] = d[b], e[b]
+        met = meet(counter, parts, met)
+        product(e, recur, D, before, part, parts)
+        met = meet(counter, parts, met)
+        for r in range(part, R, parts):
+            dh[r] = before_rows[r]
     end(hidden)
 
 
 # numba keeps compiled code until its own file changes; this one holds that of other files, too.
-SOURCES = Path(__file__), Path(gates.__file__), Path(products.__file__)
-for function in (forward, backward):
+SOURCES = Path(__file__), *(Path(other.__file__) for other in (gates, products, team))
+for function in (_forward, _backward):
     with contextlib.suppress(AttributeError):                      # numba's private name; without it, as above
         function._cache._cache_file._source_stamp = tuple(path.stat().st_mtime_ns for path in SOURCES)

@@ -1,6 +1,8 @@
 """Compiled steps: products are those of matrices, the layer says what the definition says, rows know nothing of each
 other."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from hlstm_src import scan as scans
 from hlstm_src.lstm import unroll
 
 steps = pytest.importorskip("hlstm_src.steps")
-products = steps.products
+products, team = steps.products, steps.team
 KINDS = [pytest.param(kind, marks=pytest.mark.skipif(not products.available(kind), reason=f"no {what} on this CPU"))
          for kind, what in ((torch.float32, "AVX-512"), (torch.bfloat16, "AMX"))]
 
@@ -119,6 +121,82 @@ def test_a_row_is_the_same_bits_in_any_batch(kind, some):
         assert torch.equal(whole, layer(torch.zeros(6, len(some), 32), tuple(s[:, some] for s in h))[0])
 
 
+def steps_of(layer, x, kind):
+    """What the compiled steps fill in, there and back, apart from the matrix library's part: all that `scan` keeps, and
+    the gradients of the first states."""
+    h, c = (torch.ones(layer.directions, x.shape[1], layer.hidden_size, requires_grad=True) for _ in range(2))
+    kept = []
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind != torch.float32), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scans, "product", lambda *a: lambda x: torch.ones(len(x), len(a[0])).to(a[0]))
+        forward, backward = steps.forward, steps.backward
+        patch.setattr(steps, "forward", lambda *a: (forward(*a), kept.extend(a)))
+        patch.setattr(steps, "backward", lambda *a: (backward(*a), kept.extend(a)))
+        y, (_, last) = layer(x, (h, c))
+        (y.float().sin().sum() + last.cos().sum()).backward()
+    arrays = [torch.from_numpy(a.astype(np.int64) if a.dtype == np.uint16 else a) for a in kept
+              if isinstance(a, np.ndarray)]
+    return [y.detach(), h.grad, c.grad, *arrays]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"shared_hidden": True, "bias": False}])
+@pytest.mark.parametrize("batch", [1, 5, 37])
+def test_several_threads_make_the_bits_of_one(kind, options, batch):
+    torch.manual_seed(4)
+    layer, x = HLSTM(32, 64, gate_width=32, activation="tanh", **options), torch.randn(7, batch, 32)
+    alone = None
+    for threads in (1, 2, 3, 4):
+        torch.set_num_threads(threads)
+        assert team.size() == (threads if team.library() else 1)
+        found = steps_of(layer, x, kind)
+        alone = alone or found
+        assert all(torch.equal(a, b) for a, b in zip(found, alone, strict=True))
+
+
+@pytest.mark.skipif(not team.library(), reason="no libgomp")
+def test_meetings_hold_all_parts_back():
+    """Each part writes its turn; behind a meeting nobody may have missed a turn of another."""
+    for threads in (2, 4):
+        torch.set_num_threads(threads)
+        board, seen = np.zeros(threads, np.int64), np.zeros(threads, np.int64)
+        team.together(partial(taken, board, seen))
+        assert board.tolist() == [200] * threads and not seen.any()
+
+
+@steps.njit(nogil=True)
+def taken(board, seen, counter, part, parts):
+    met = 0
+    for turn in range(200):
+        board[part] += 1
+        met = team.meet(counter, parts, met)
+        for other in range(parts):
+            seen[part] += board[other] != turn + 1
+        met = team.meet(counter, parts, met)
+
+
+@pytest.mark.skipif(not team.library(), reason="no libgomp")
+def test_who_fails_keeps_nobody_waiting():
+    torch.set_num_threads(2)
+
+    def work(counter, part, parts):
+        if part == parts - 1:
+            raise KeyboardInterrupt
+        taken(np.zeros(parts, np.int64), np.zeros(parts, np.int64), counter, part, parts)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            team.together(work)
+
+
+@pytest.mark.skipif(not team.library(), reason="no libgomp")
+def test_a_team_has_torchs_threads_up_to_a_limit_and_needs_its_library(monkeypatch):
+    torch.set_num_threads(64)
+    assert team.size() == team.MOST
+    monkeypatch.setattr(team, "library", lambda: None)
+    assert team.size() == 1
+    monkeypatch.setattr(steps, "forward", lambda *_: pytest.fail("compiled steps were used"))
+    ran(HLSTM(32, 32), torch.randn(3, 2, 32), low=False)           # in float32 the matrix library's threads do more
+
+
 @pytest.mark.skipif(not products.available(torch.bfloat16), reason="no AMX on this CPU")
 def test_first_states_and_gradients_of_every_state_count():
     torch.manual_seed(3)
@@ -140,12 +218,10 @@ def test_what_does_not_fit_goes_the_other_way(monkeypatch, sizes, options):
     monkeypatch.setattr(steps, "forward", lambda *_: pytest.fail("compiled steps were used"))
     ran(HLSTM(*sizes, **options), torch.randn(3, 2, 32))
     ran(HLSTM(32, 32).double(), torch.randn(3, 2, 32).double(), low=False)
-    torch.set_num_threads(2)
-    ran(HLSTM(32, 32), torch.randn(3, 2, 32), low=False)
 
 
 def test_a_change_in_any_of_its_files_compiles_the_steps_anew():
     """numba's own stamp is of one file; if it renames the place, ours would do nothing."""
-    for function in (steps.forward, steps.backward):
+    for function in (steps._forward, steps._backward):
         assert function._cache._cache_file._source_stamp == tuple(path.stat().st_mtime_ns for path in steps.SOURCES)
-        assert {path.name for path in steps.SOURCES} == {"steps.py", "gates.py", "products.py"}
+        assert {path.name for path in steps.SOURCES} == {"steps.py", "gates.py", "products.py", "team.py"}
