@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import nn
@@ -22,7 +22,8 @@ from torch import nn
 from .bench import interleaved, threads
 from .compact import cells
 from .compact.cells import step_lstm
-from .compact.kernels import LANES, OPTIONS, V, aligned
+from .compact.kernels import LANES, V, aligned
+from .compiled import compiled
 from .growprune import prune
 from .lstm import HLSTM, HLSTMCell
 from .masks import ConnectionMasks
@@ -63,7 +64,7 @@ class Limits:
         return size / seconds / rate, macs / seconds / self.macs
 
 
-@njit(**OPTIONS)
+@compiled
 def _read(a, times):
     """Reads the whole of a (uint64) so many times, and does next to nothing with it."""
     found = np.uint64(0)
@@ -89,7 +90,7 @@ def _multiply(typing, times):
     return types.float32(types.intp), emit
 
 
-@njit(**OPTIONS)
+@compiled
 def _multiplied(times):
     return _multiply(times)
 
@@ -202,7 +203,7 @@ def _fed_back(cell: cells.Cell, x: np.ndarray) -> np.ndarray:
     return hs
 
 
-@njit(**OPTIONS)
+@compiled
 def _steps(program, xs, hs, h, c, room):
     for t in range(len(xs)):
         step_lstm(*program, xs[t:t + 1], h, c, room)

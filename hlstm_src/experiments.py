@@ -33,8 +33,8 @@ from .training import Settings, Trainer, accelerator
 
 # The code that decides what a run computes: a change in one of these makes the records of smoke and laptop stale.
 CODE = [Path(__file__).with_name(f"{name}.py") for name in
-        ("gates", "products", "team", "steps", "scan", "lstm", "masks", "growprune", "schedule", "rivals", "audio",
-         "deepspeech2", "decoding", "search", "neuraltalk", "encoders", "corpora", "scores", "caption_scores",
+        ("compiled", "gates", "products", "team", "steps", "scan", "lstm", "masks", "growprune", "schedule", "rivals",
+         "audio", "deepspeech2", "decoding", "search", "neuraltalk", "encoders", "corpora", "scores", "caption_scores",
          "counting", "tasks", "toy", "benchmarks", "training", "experiments")]
 
 

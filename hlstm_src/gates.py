@@ -12,10 +12,11 @@ share the rows: each does those of its `part` of `parts`, every parts-th from th
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic, overload
 
-OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "boundscheck": False}
+from .compiled import compiled
+
 ONE = np.float32(1)
 ACTIVATIONS = "tanh", "relu", "leaky_relu", "elu"
 
@@ -30,7 +31,7 @@ def bits(typing, value):
     return to(value), emit
 
 
-@njit(inline="always", **OPTIONS)
+@compiled(inline="always")
 def exp(x):
     """exp(x) to 1e-7 of its value for |x| < 87, in operations that LLVM can do for 16 values at once.
 
@@ -76,7 +77,7 @@ def _float32_of(z):
     return lambda z: z
 
 
-@njit(**OPTIONS)
+@compiled
 def forward(z, t, start, gates, cs, hs, part=0, parts=1):
     """Step t: z (R, 4, H), what goes into the gates' activations -> gates (T, R, 4, H), cs and hs (T, R, H) at t.
 
@@ -107,7 +108,7 @@ def forward(z, t, start, gates, cs, hs, part=0, parts=1):
             h[k] *= o[k]
 
 
-@njit(**OPTIONS)
+@compiled
 def hidden(a, b, out, activation, part=0, parts=1):
     """The first hidden layer of a step: the activation of a + b, of its place in `ACTIVATIONS`; all (R, N), float32 or
     bfloat16 as uint16. Summed and bent in float32, rounded once."""
@@ -133,7 +134,7 @@ def hidden(a, b, out, activation, part=0, parts=1):
             into[k] = _as(z[k], out)
 
 
-@njit(**OPTIONS)
+@compiled
 def hidden_backward(d, a, out, activation, part=0, parts=1):
     """The way back of `hidden`, from its output a: the gradient d times the activation's slope; all (R, N), d may have
     more rows."""
@@ -154,7 +155,7 @@ def hidden_backward(d, a, out, activation, part=0, parts=1):
                 into[k] = _as(x[k] if _float32(y[k]) > np.float32(0) else x[k] * (_float32(y[k]) + ONE), out)
 
 
-@njit(**OPTIONS)
+@compiled
 def rounded(x, out, part=0, parts=1):
     """x (R, H) in the type of out, which may have more rows."""
     for r in range(part, x.shape[0], parts):
@@ -162,7 +163,7 @@ def rounded(x, out, part=0, parts=1):
             out[r, k] = _as(x[r, k], out)
 
 
-@njit(**OPTIONS)
+@compiled
 def backward(dh, dc, t, start, gates, cs, d, part=0, parts=1):
     """The way back of `forward` at step t: dh and dc (R, H) -> d (R, 4, H) before the gates' activations, in
     the type of d; dc becomes that of c one step earlier."""

@@ -11,12 +11,12 @@ import platform
 import llvmlite.binding
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from torch import Tensor, bfloat16, dtype, float32, uint16
 
-from .gates import OPTIONS
+from .compiled import compiled
 
 ROWS = 16                              # of a tile; it is 64 bytes wide: 16 numbers in float32, 32 in bfloat16
 BYTE, LONG = ir.IntType(8), ir.IntType(64)
@@ -61,7 +61,7 @@ def pack_back(weight: Tensor, groups: int) -> np.ndarray:
     return _cut_back(weight.contiguous().view(uint16).numpy(), groups)
 
 
-@njit(**OPTIONS)
+@compiled
 def _cut(weight):
     rows, K = weight.shape
     out = np.empty((rows // 16, K // 32, 16, 16, 2), np.uint16)
@@ -75,7 +75,7 @@ def _cut(weight):
     return out
 
 
-@njit(**OPTIONS)
+@compiled
 def _cut_back(weight, groups):
     rows, K = weight.shape
     size = rows // groups
@@ -181,7 +181,7 @@ def _load(b, address, kind):
 
 # Products -------------------------------------------------------------------------------------------------------------
 
-@njit(**OPTIONS)
+@compiled
 def by_tiles(x, packed, groups, out, part, parts):
     """`product` in bfloat16, x as uint16. Only between `configure` and `release`."""
     P, columns, depth = x.shape[0], packed.shape[0] // groups, packed.shape[1]           # in tiles
@@ -218,7 +218,7 @@ def by_tiles(x, packed, groups, out, part, parts):
                 store(1, to + 64, far)
 
 
-@njit(**OPTIONS)
+@compiled
 def by_vectors(x, packed, groups, out, part, parts):
     """`product` in float32."""
     panels, depth = packed.shape[0] // groups, np.int64(packed.shape[1])

@@ -10,14 +10,10 @@ gates in PyTorch's order i, f, g, o. Projections, hidden layers and the gradient
 the type of products: float32, or bfloat16 as uint16. States, gates and sums are float32.
 """
 
-import contextlib
-from pathlib import Path
-
 import numpy as np
-from numba import njit
 
-from . import gates, products, team
-from .gates import OPTIONS
+from . import gates, products, team  # noqa: F401 (`scan` takes products from here)
+from .compiled import compiled
 from .products import ROWS, begin, end, product
 from .team import meet
 
@@ -37,7 +33,7 @@ def forward(first, projected, h, c, recur, behind, bias, stacks, activation, hid
                                           activation, hidden, all_gates, cs, hs, low, a, sums, z, *parts))
 
 
-@njit(**OPTIONS)
+@compiled
 def _forward(first, projected, h, c, recur, behind, bias, stacks, activation, hidden, all_gates, cs, hs, low, a, sums,
              z, counter, part, parts):
     """One thread's part. low (P, D*H): h as products take it; sums and a (P, N): before and behind the hidden layer's
@@ -76,7 +72,7 @@ def backward(first, dhs, dcs, dh, dc, c, recur, behind, stacks, activation, hidd
                                            all_gates, cs, dhidden, dgates, d, e, da, before, *parts))
 
 
-@njit(**OPTIONS)
+@compiled
 def _backward(first, dhs, dcs, dh, dc, c, recur, behind, stacks, activation, hidden, all_gates, cs, dhidden, dgates,
               d, e, da, before, counter, part, parts):
     """One thread's part. d (P, M): gradients before the gates' activations; da and e (P, N): behind and before the
@@ -104,10 +100,3 @@ def _backward(first, dhs, dcs, dh, dc, c, recur, behind, stacks, activation, hid
         for r in range(part, R, parts):
             dh[r] = before_rows[r]
     end(hidden)
-
-
-# numba keeps compiled code until its own file changes; this one holds that of other files, too.
-SOURCES = Path(__file__), *(Path(other.__file__) for other in (gates, products, team))
-for function in (_forward, _backward):
-    with contextlib.suppress(AttributeError):                      # numba's private name; without it, as above
-        function._cache._cache_file._source_stamp = tuple(path.stat().st_mtime_ns for path in SOURCES)

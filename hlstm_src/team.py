@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .gates import OPTIONS
+from .compiled import compiled
 
 MOST = 8                               # threads; the speed of more than two is unmeasured
 LONG, PATIENCE = ir.IntType(64), 1000  # turns of spinning, some ten microseconds, before others may run
@@ -95,7 +95,7 @@ def _pause(typing):
     return types.void(), emit
 
 
-@njit(**OPTIONS)
+@compiled
 def meet(counter, parts, met):
     """Waits until all parts are here; met: the meetings before. counter: that of `together`. Returns the meetings up to
     now."""

@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 
 from hlstm_src import HLSTM
 from hlstm_src import scan as scans
+from hlstm_src.compact.cells import step_lstm
+from hlstm_src.compact.kernels import product as panels
 from hlstm_src.lstm import unroll
 
 steps = pytest.importorskip("hlstm_src.steps")
 products, team = steps.products, steps.team
+compiled = pytest.importorskip("hlstm_src.compiled")
 KINDS = [pytest.param(kind, marks=pytest.mark.skipif(not products.available(kind), reason=f"no {what} on this CPU"))
          for kind, what in ((torch.float32, "AVX-512"), (torch.bfloat16, "AMX"))]
 
@@ -46,7 +49,7 @@ def test_a_product_is_that_of_the_matrices(kind, height, groups, wide, deep, bac
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-4)
 
 
-@steps.njit
+@compiled.compiled
 def multiplied(x, packed, groups, out):
     products.begin(x)
     products.product(x, packed, groups, out)
@@ -163,7 +166,7 @@ def test_meetings_hold_all_parts_back():
         assert board.tolist() == [200] * threads and not seen.any()
 
 
-@steps.njit(nogil=True)
+@compiled.compiled
 def taken(board, seen, counter, part, parts):
     met = 0
     for turn in range(200):
@@ -220,8 +223,10 @@ def test_what_does_not_fit_goes_the_other_way(monkeypatch, sizes, options):
     ran(HLSTM(32, 32).double(), torch.randn(3, 2, 32).double(), low=False)
 
 
-def test_a_change_in_any_of_its_files_compiles_the_steps_anew():
+def test_compiled_code_is_kept_until_any_of_its_files_changes():
     """numba's own stamp is of one file; if it renames the place, ours would do nothing."""
-    for function in (steps._forward, steps._backward):
-        assert function._cache._cache_file._source_stamp == tuple(path.stat().st_mtime_ns for path in steps.SOURCES)
-        assert {path.name for path in steps.SOURCES} == {"steps.py", "gates.py", "products.py", "team.py"}
+    for function in (steps._forward, steps._backward, products.by_tiles, team.meet, step_lstm, panels):
+        assert function._cache._cache_file._source_stamp == compiled.STAMP
+    users = {path for path in compiled.FILES[0].parent.rglob("*.py") if "@compiled" in path.read_text()}
+    assert users - {path for path in users if path.name.startswith("bench")} == set(compiled.FILES[1:])
+    assert compiled.STAMP == tuple(path.stat().st_mtime_ns for path in compiled.FILES)

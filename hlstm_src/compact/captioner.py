@@ -6,14 +6,14 @@ The search is that of hlstm_src/search.py, compiled, so that a caption is one ca
 from pathlib import Path
 
 import numpy as np
-from numba import njit
 
+from ..compiled import compiled
 from ..gates import exp
 from ..search import END
 from . import layouts, pictures
 from .cells import padded, rows_of, step_gru, step_lstm
 from .format import ModelFile
-from .kernels import LANES, OPTIONS, SLOTS, aligned, aligned_rows, product
+from .kernels import LANES, SLOTS, aligned, aligned_rows, product
 from .weights import cell, entries, named, norm, sizes, whole
 
 TOGETHER = 4                           # columns that the kernels multiply by at once
@@ -107,7 +107,7 @@ class Captioner:
         return aligned((len(self.cells), rows, padded(self.cells[0].size)))
 
 
-@njit(inline="always", **OPTIONS)
+@compiled(inline="always")
 def _linear(matrix, bias, x, y, k):
     """k rows of x through a layer, into those of y."""
     if 1 < k < TOGETHER <= min(len(x), len(y)) and (k == TOGETHER - 1 or matrix[0] == SLOTS):
@@ -117,7 +117,7 @@ def _linear(matrix, bias, x, y, k):
     product(matrix, x.ctypes.data, x.shape[1], y.ctypes.data, y.shape[1], k)
 
 
-@njit(inline="always", **OPTIONS)
+@compiled(inline="always")
 def _read(programs, gru, x, h, c):
     """One step of all layers: x (k, padded E); the first k rows of h and c (layers, >= k, padded H) are renewed."""
     k, width, rows = len(x), programs[0][1][0].size, len(programs[0][0]) + 1
@@ -131,7 +131,7 @@ def _read(programs, gru, x, h, c):
         x = h[n, :k]
 
 
-@njit(inline="always", **OPTIONS)
+@compiled(inline="always")
 def _say(output, bias, h, y, V, k):
     """Log probabilities of the next word after k beginnings, h (>= k, padded H): the first V columns of y (>= k, .)."""
     _linear(output, bias, h, y, k)
@@ -154,7 +154,7 @@ def _say(output, bias, h, y, V, k):
             row[n] -= most
 
 
-@njit(**OPTIONS)
+@compiled
 def _search(picture, add, output, bias, programs, gru, words, feature, h, c, beam, longest):
     """`search.beam_search` for one picture: ids of the words said. h, c (layers, >= beam, padded H) are zero.
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from numba import njit
 
+from ..compiled import compiled
 from . import layouts
-from .kernels import OPTIONS, aligned, aligned_rows, elu_, product, sigmoid_, tanh_
+from .kernels import aligned, aligned_rows, elu_, product, sigmoid_, tanh_
 from .layouts import LANES, WINDOW, Layout
 
 STRETCH = 32                           # steps whose input products are made together: they stay in the near cache
@@ -159,7 +159,7 @@ def rows_of(x: np.ndarray) -> np.ndarray:
     return rows
 
 
-@njit(**OPTIONS)
+@compiled
 def step_lstm(layers, biases, inputs, activation, H, x, h, c, room):
     """One step of k sequences, in place: x (k, >= I), h and c (k, >= H); room (k, layers, width) is scratch."""
     k = len(x)
@@ -170,7 +170,7 @@ def step_lstm(layers, biases, inputs, activation, H, x, h, c, room):
         _cell(layers, biases, activation, H, room[j, 0], h[j], c[j], room[j])
 
 
-@njit(**OPTIONS)
+@compiled
 def _cell(layers, biases, activation, H, first, h, c, room):
     """first (R): bias and input's part of the first layer; h and c (H) are renewed; room (layers, width) is scratch."""
     product(layers[0], h.ctypes.data, 0, first.ctypes.data, 0, 1)
@@ -193,7 +193,7 @@ def _cell(layers, biases, activation, H, first, h, c, room):
         h[n] *= o[n]
 
 
-@njit(**OPTIONS)
+@compiled
 def _activate(y, activation, n):
     if activation == 0:
         for j in range(n):
@@ -207,7 +207,7 @@ def _activate(y, activation, n):
         elu_(y, n)
 
 
-@njit(**OPTIONS)
+@compiled
 def _run_lstm(layers, biases, inputs, activation, H, x, hs, h, c, reverse):
     T, width = len(x), biases[0].shape[0]
     first, room = aligned_rows(STRETCH, width), aligned_rows(len(layers), width)
@@ -223,7 +223,7 @@ def _run_lstm(layers, biases, inputs, activation, H, x, hs, h, c, reverse):
             hs[start + t, :H] = h[:H]
 
 
-@njit(**OPTIONS)
+@compiled
 def step_gru(layers, biases, inputs, activation, H, x, h, room):
     """One step of k sequences, in place, as `step_lstm`; room (k, 2, width)."""
     k = len(x)
@@ -234,7 +234,7 @@ def step_gru(layers, biases, inputs, activation, H, x, h, room):
         _gru(layers[0], biases[1], H, room[j, 0], h[j], room[j, 1])
 
 
-@njit(**OPTIONS)
+@compiled
 def _gru(hidden, bias, H, first, h, y):
     """first (3H): bias and input's part; h (H) is renewed; y (width) is scratch. Rows: r, z, n."""
     y[:] = bias
@@ -249,7 +249,7 @@ def _gru(hidden, bias, H, first, h, y):
         h[n] = first[2 * H + n] + first[H + n] * (h[n] - first[2 * H + n])
 
 
-@njit(**OPTIONS)
+@compiled
 def _run_gru(layers, biases, inputs, activation, H, x, hs, h, reverse):
     T, width = len(x), biases[0].shape[0]
     first, room = aligned_rows(STRETCH, width), aligned_rows(1, width)

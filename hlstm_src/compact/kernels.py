@@ -11,11 +11,12 @@ import llvmlite.binding
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ..gates import OPTIONS, exp
+from ..compiled import compiled
+from ..gates import exp
 
 CSR, GATHER, SLOTS = 0, 1, 2
 LANES = 16
@@ -139,7 +140,7 @@ def _product(kind: int, gather: bool, columns: int, unroll: int = 2):
 (_s0, _s0x4), (_s1, _s1x4), (_s2, _s2x4) = [[_product(kind, False, k) for k in (1, 4)] for kind in range(3)]
 
 
-@njit(**OPTIONS)
+@compiled
 def product(matrix, x, x_step, y, y_step, columns):
     """y += matrix @ x for so many columns; x and y are addresses of float32, the steps between columns in floats.
 
@@ -186,7 +187,7 @@ def _add_at(typing, address, value):
     return types.void(types.intp, types.float32), emit
 
 
-@njit(**OPTIONS)
+@compiled
 def _csr(rows, starts, columns_of, values, x, x_step, y, y_step, columns):
     for row in range(rows):
         for k in range(columns):
@@ -196,7 +197,7 @@ def _csr(rows, starts, columns_of, values, x, x_step, y, y_step, columns):
             _add_at(y + 4 * (k * y_step + row), total)
 
 
-@njit(**OPTIONS)
+@compiled
 def aligned_rows(n, width):
     """Zeros (n, width), each row at the start of a cache line if width is a multiple of 16."""
     room = np.zeros(n * width + 16, np.float32)
@@ -204,26 +205,26 @@ def aligned_rows(n, width):
     return room[start:start + n * width].reshape(n, width)
 
 
-@njit(**OPTIONS)
+@compiled
 def sigmoid_(y, n):
     """The first n entries of y through the sigmoid, in place."""
     for j in range(n):
         y[j] = np.float32(1) / (np.float32(1) + exp(-y[j]))
 
 
-@njit(**OPTIONS)
+@compiled
 def tanh_(y, n):
     for j in range(n):
         y[j] = np.float32(1) - np.float32(2) / (np.float32(1) + exp(y[j] + y[j]))
 
 
-@njit(**OPTIONS)
+@compiled
 def elu_(y, n):
     for j in range(n):
         y[j] = y[j] if y[j] > 0 else exp(y[j]) - np.float32(1)
 
 
-@njit(**OPTIONS)
+@compiled
 def pack_windows(W, mask):
     """W, mask (R, C) -> (starts, places, indices (slots, 16), values (slots, 16)) of the layout "gather", whose windows
     start at multiples of 8, so that half a register never straddles two cache lines."""
@@ -259,7 +260,7 @@ def pack_windows(W, mask):
     return starts, places[:following].copy(), indices[:following].copy(), values[:following].copy()
 
 
-@njit(**OPTIONS)
+@compiled
 def pack_slots(W, mask):
     """W, mask (R, C) -> (starts, places, values (slots, 16)) of the layouts "block16" and "dense"."""
     rows, columns = W.shape
@@ -282,14 +283,14 @@ def pack_slots(W, mask):
     return starts, places, values
 
 
-@njit(**OPTIONS)
+@compiled
 def _next(row, c):
     while c < len(row) and not row[c]:
         c += 1
     return c
 
 
-@njit(**OPTIONS)
+@compiled
 def _longer(a):
     b = np.zeros((2 * len(a),) + a.shape[1:], a.dtype)
     b[:len(a)] = a
