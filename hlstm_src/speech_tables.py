@@ -45,16 +45,17 @@ def tab_ds2_training(profile: str, root: str | Path | None = None) -> Table:
 
 
 def tab_ds2_tuning(root: str | Path | None = None, profile: str = RECORDED) -> Table:
-    """Recipes tried for the grid and what each came to on the validation speakers, from `tuning-speech.json`."""
+    """Recipes tried for the grid and what each came to on the validation speakers, from `tuning-speech.json`; and how
+    many epochs it took until half of the words were heard."""
     path, lines = records.folder(profile, root) / "tuning-speech.json", []
     for row in json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []:
-        run = len(row["valid_wer"])
+        run, half = len(row["valid_wer"]), next((k for k, wer in enumerate(row["valid_wer"], 1) if wer < 50), None)
         lines.append((row["experiment"], [
             row["lr"], row["stride"], row["ordered"], row["note"] or MISSING,
             str(run) if run == row["epochs"] else f"{run} of {row['epochs']}",
-            *(percent(row[key][-1]) for key in ("valid_wer", "valid_cer"))]))
+            half or MISSING, *(percent(row[key][-1]) for key in ("valid_wer", "valid_cer"))]))
     heads = [("", head) for head in ("peak learning rate", "windows a frame", "ordered epochs", "else", "epochs",
-                                     "WER %", "CER %")]
+                                     "until WER < 50 %", "WER %", "CER %")]
     notes = ["Of the validation speakers, greedy, after the last epoch that was trained; seed 0.",
              "Windows a frame: 10 ms each, for one frame of the recurrent layers. Ordered epochs: so many at the start "
              "go from short utterances to long ones."]

@@ -74,7 +74,7 @@ def test_recipes_that_were_tried_are_shown_with_their_last_score(tmp_path):
              "valid_wer": [90.0, 55.04], "valid_cer": [50.0, 30.0]}
     records.folder("desk", tmp_path).mkdir(parents=True)
     (records.folder("desk", tmp_path) / "tuning-speech.json").write_text(json.dumps({"rows": [
-        tried, tried | {"note": "dropout 0.2", "valid_wer": [9.0, 8.0, 7.0], "valid_cer": [5.0, 5.0, 4.0]}]}))
+        tried, tried | {"note": "dropout 0.2", "valid_wer": [90.0, 8.0, 7.0], "valid_cer": [5.0, 5.0, 4.0]}]}))
     assert st.tab_ds2_tuning(tmp_path).rows == [
-        ("ds2-lstm5", ["0.002", "4", "1", MISSING, "2 of 3", "55.0", "30.0"]),
-        ("ds2-lstm5", ["0.002", "4", "1", "dropout 0.2", "3", "7.0", "4.0"])]
+        ("ds2-lstm5", ["0.002", "4", "1", MISSING, "2 of 3", MISSING, "55.0", "30.0"]),
+        ("ds2-lstm5", ["0.002", "4", "1", "dropout 0.2", "3", "2", "7.0", "4.0"])]
