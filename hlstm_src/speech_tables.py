@@ -117,8 +117,8 @@ def tab_ds2_claims(root: str | Path | None = None, profile: str = RECORDED) -> T
              "A smaller or quicker model meets a claim only if its word error rate is no higher, in the mean of seeds.",
              "Time: whole utterances, one by one on one thread, each network on its quickest engine."]
     if small := records.find(profile, "ds2-small-lstm", root):
-        notes.append("For comparison, WER of a dense LSTM as small as the compact model: "
-                     + spread([run.scores["wer"] for run in small]) + " %.")
+        notes.append("For comparison, WER in percent of a dense LSTM as small as the compact model: "
+                     + spread([run.scores["wer"] for run in small]) + ".")
     return Table("tab-ds2-claims", "The abstract's claims about speech", "claim", heads, lines, notes,
                  frozenset({"our model", "verdict"}))
 
