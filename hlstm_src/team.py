@@ -11,6 +11,7 @@ and threads of ours would fight with them for the same processors.
 import ctypes
 import functools
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +33,9 @@ give_way = types.ExternalFunction("sched_yield", types.int32())
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The libgomp that PyTorch has loaded, or None: nothing is loaded here."""
+    """The libgomp that PyTorch has loaded, or None: nothing is loaded here. None, too, where `_pause` is unknown."""
+    if platform.machine() != "x86_64":
+        return None
     for name in (*map(str, (Path(torch.__file__).parent / "lib").glob("libgomp*")), "libgomp.so.1"):
         try:
             return ctypes.CDLL(name, os.RTLD_NOLOAD)
