@@ -17,7 +17,7 @@ ALPHABET = "_'ABCDEFGHIJKLMNOPQRSTUVWXYZ "     # position = label; "_" stands fo
 def convolutions(stride: int = 2) -> tuple[tuple[int, int, int, int], ...]:
     """The recogniser's two convolutions: kernel and step, in frequency and time, (kF, kT, sF, sT).
 
-    stride: windows for each frame that they leave, 2 (the paper's) or 4. Raises ValueError for another.
+    stride: windows for each frame that they leave, 2 (the paper's, unverified) or 4. Raises ValueError for another.
     """
     if stride not in (2, 4):
         raise ValueError(f"stride {stride!r}: choose 2 or 4")
