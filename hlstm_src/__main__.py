@@ -37,6 +37,8 @@ def run(name: Annotated[str, typer.Argument(help="experiment, such as ds2-lstm5"
         cell = record.counts.cell
         print(f"{name} {profile} seed {k}: {rates}  "
               f"live recurrent weights {cell.nonzero_params:,} of {cell.params:,}")
+        if (record.recipe["settings"]["precision"], record.provenance.precision) == ("bf16", "fp32"):
+            print("trained in fp32: the processor lacks the instructions for bf16")
         print(f"record: {_short(records.path_of(name, profile, k))}")
 
 
@@ -231,8 +233,7 @@ def bench_speech(corpus: Annotated[Path, typer.Option(help="a corpus folder, suc
 def bench_training(profile: ProfileOption = "laptop",
                    name: Annotated[list[str], typer.Option(help="a recogniser; may be repeated")] =
                    ("ds2-lstm5", "ds2-hlstm3", "ds2-hlstm3-gp"),
-                   precision: Annotated[list[str], typer.Option(help="fp32 or bf16; may be repeated")] =
-                   ("fp32", "bf16"),
+                   precision: Annotated[list[str], typer.Option(help="fp32 or bf16; by default all there is here")] = (),
                    batches: Annotated[int, typer.Option(min=1, help="from short utterances to long ones")] = 4,
                    rounds: Annotated[int, typer.Option(min=1, help="timings of each contestant")] = 3,
                    json: JsonOption = None):

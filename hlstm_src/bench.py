@@ -27,6 +27,7 @@ from .growprune import Gradients
 from .lstm import HLSTM, step
 from .masks import ConnectionMasks
 from .records import LatencyRow
+from .scan import has_bfloat16
 
 SHAPES = [(150, 16, 512), (17, 64, 512), (150, 16, 800), (150, 16, 256)]       # T, B, H of speech and captions
 
@@ -152,6 +153,11 @@ def train_step(model: nn.Module, x: torch.Tensor, low: bool = False) -> None:
     (y[0] if isinstance(y, tuple) else y).float().sum().backward()
 
 
+def lows() -> tuple[bool, ...]:
+    """Whether to multiply in bfloat16: both answers, where this processor can."""
+    return (False, True) if has_bfloat16() else (False,)
+
+
 def has_compiler() -> bool:
     """Whether there is the C++ compiler that `torch.compile` calls."""
     return shutil.which(os.environ.get("CXX", "g++")) is not None
@@ -169,7 +175,7 @@ def layer(shapes=SHAPES, n_threads: Iterable[int] = (1, 2), rounds: int = 5, com
                       stacklevel=2)
         compiled = False
     rows, work, memory = [], {}, {}
-    for n, (T, B, H), low, D in itertools.product(n_threads, shapes, (False, True), (1, 2)):
+    for n, (T, B, H), low, D in itertools.product(n_threads, shapes, lows(), (1, 2)):
         if D == 2 and (T, B, H) != shapes[0]:                      # both directions at one shape only
             continue
         case = f"T{T} B{B} H{H}{' two ways' if D == 2 else ''} {'bf16' if low else 'float32'}"
@@ -246,7 +252,7 @@ def masks(shapes=((17, 64, 512), (150, 16, 256)), n_threads: Iterable[int] = (1,
     Returns rows and the copies of the masked weights that the masks and the accumulated gradients take.
     """
     rows, copies = [], (0.0, 0.0)
-    cases = [(shape, low, fused) for shape in shapes for low in (False, True) for fused in (True, False)
+    cases = [(shape, low, fused) for shape in shapes for low in lows() for fused in (True, False)
              if fused or shape == shapes[0]]
     for n in n_threads:
         for (T, B, H), low, fused in cases:

@@ -9,6 +9,7 @@ from . import experiments
 from .bench import interleaved, rows_of
 from .deepspeech2 import ctc_loss
 from .records import LatencyRow
+from .scan import has_bfloat16
 from .training import Trainer
 
 NAMES = "ds2-lstm5", "ds2-hlstm3", "ds2-hlstm3-gp"
@@ -21,20 +22,24 @@ def spread_out(batches: Sequence, count: int) -> list:
     return [batches[(2 * k + 1) * len(batches) // (2 * count)] for k in range(count)]
 
 
-def training(names: Sequence[str] = NAMES, profile: str = "laptop", precisions: Sequence[str] = ("fp32", "bf16"),
+def training(names: Sequence[str] = NAMES, profile: str = "laptop", precisions: Sequence[str] = (),
              batches: int = 4, rounds: int = 3) -> tuple[list[LatencyRow], dict[str, int]]:
     """Times the whole training step and each of its parts alone, over batches from short utterances to long ones.
 
     Returns (microseconds a step, by the engine "NAME PRECISION" and the case, which is a part or "whole step";
     {"batch": utterances in a step, "steps": in an epoch}). A part's time is that of its forward and backward pass on
-    its own, so the parts need not add up to the whole. Raises ValueError for what is no recogniser, CorpusError.
+    its own, so the parts need not add up to the whole. precisions: by default all that this processor has. Raises
+    ValueError for what is no recogniser and for a precision that is missing here, CorpusError.
     """
+    precisions = precisions or (("fp32", "bf16") if has_bfloat16() else ("fp32",))
     contestants, sizes = {}, {}
     for name in names:
         if experiments.recipe(name, profile).benchmark != "speech":
             raise ValueError(f"experiment {name!r}: only recognisers are timed, those called ds2-...")
         for precision in precisions:
             made = experiments.trainer(name, profile, precision=precision, progress=False)
+            if made.precision != precision:
+                raise ValueError(f"{precision}: this processor lacks the instructions; leave --precision out")
             every = made.task.batches(0)
             chosen = sorted(every, key=lambda batch: max(made.task.train[k].seconds for k in batch))
             sizes = {"batch": made.task.batch, "steps": len(every)}

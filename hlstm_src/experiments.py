@@ -253,7 +253,7 @@ def run(name: str, profile_name: str = "laptop", seed: int = 0, *, force: bool =
         counts=bench.counts(model, masks),
         model={"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
                "bytes": file.stat().st_size},
-        provenance=provenance.closed(trainer.seconds))
+        provenance=provenance.closed(trainer.seconds, trainer.precision))
     record.save(path)
     for checkpoint in files:
         checkpoint.unlink(missing_ok=True)

@@ -143,18 +143,20 @@ class Provenance(_Part):
     gpu: str | None
     cores: Natural
     threads: Natural
+    precision: Literal["fp32", "bf16"] | None = None  # of the products in training; None: not noted
     started: Time
     ended: Time
     seconds: Annotated[float, Field(ge=0)]
     command: str
 
-    def closed(self, seconds: float | None = None) -> Provenance:
-        """This provenance with the run ending now, after `seconds` of work (since the start by default)."""
+    def closed(self, seconds: float | None = None, precision: str | None = None) -> Provenance:
+        """This provenance with the run ending now, after `seconds` of work (since the start by default), whose products
+        had this precision."""
         ended = now()
         if seconds is None:
             span = datetime.fromisoformat(ended) - datetime.fromisoformat(self.started)
             seconds = max(span.total_seconds(), 0.0)  # a clock may be set back
-        return self.model_copy(update={"ended": ended, "seconds": seconds})
+        return self.model_copy(update={"ended": ended, "seconds": seconds, "precision": precision})
 
 
 class RunRecord(_Part):

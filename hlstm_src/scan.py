@@ -65,15 +65,18 @@ def product(weight: Tensor, groups: int, rows: int, calls: int, bias: Tensor | N
     return multiply
 
 
+def has_bfloat16() -> bool:
+    """Whether this CPU can multiply in bfloat16: it takes an instruction set that older ones lack, and on these PyTorch
+    is slow in it and has no LSTM."""
+    return hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def _can_pack(weight: Tensor) -> bool:
-    """Whether this build and this CPU have packed products for the weight; the operators are not PyTorch's public ones,
-    and bfloat16 takes an instruction set that older CPUs lack."""
-    ops = ("_reorder_linear_weight", "_linear_pointwise", "_reorder_convolution_weight", "_convolution_pointwise",
-           "_is_mkldnn_bf16_supported")
+    """Whether this build and this CPU have packed products for the weight; they are not PyTorch's public ones."""
+    ops = "_reorder_linear_weight", "_linear_pointwise", "_reorder_convolution_weight", "_convolution_pointwise"
     return (weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
             and all(hasattr(torch.ops.mkldnn, op) for op in ops)
-            and (weight.dtype == torch.float32
-                 or weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+            and (weight.dtype == torch.float32 or weight.dtype == torch.bfloat16 and has_bfloat16()))
 
 
 def back(weight: Tensor, groups: int, rows: int, calls: int) -> Callable:

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from .errors import UserError
 from .growprune import Gradients
 from .masks import ConnectionMasks, load_tensors, save_tensors
+from .scan import has_bfloat16
 from .schedule import Dense, Event, GrowPruneSchedule
 
 
@@ -51,15 +52,17 @@ class Settings:
     decay_epochs: int = 6
     patience: int | None = None    # dense training ends when so many epochs brought nothing better, and the weights of
                                    # the best epoch come back; None: every epoch is trained and the last one counts
-    precision: str = "bf16"        # of the matrix products; "fp32" for none lower
+    precision: str = "bf16"        # of the matrix products, where the processor can; "fp32" for none lower
     fused: bool = False            # AdamW in one pass: other rounding, less time, above all with masks: at exact zeros
                                    # the square roots of the plain one are slow
     accumulate: int = 1            # batches whose mean gradient makes one step: as one batch, if they are equal parts
 
 
 def accelerator(precision: str = "fp32") -> Accelerator:
-    """Device and precision, chosen by accelerate: a GPU where there is one."""
-    wanted = "bf16" if precision == "bf16" else "no"
+    """Device and precision, chosen by accelerate: a GPU where there is one, and single precision on a processor that
+    lacks the instructions for bfloat16."""
+    able = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else has_bfloat16()
+    wanted = "bf16" if precision == "bf16" and able else "no"
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != wanted:
         AcceleratorState._reset_state()                            # one process may train at several precisions
     return Accelerator(mixed_precision=wanted)
@@ -88,6 +91,7 @@ class Trainer:
         self.checkpoint, self.key, self.name, self.progress = checkpoint, key, name, progress
         self.after_epoch = after_epoch
         self.accelerator, self.model = accelerator(settings.precision), model
+        self.precision = "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32"      # what it came to
         self.parameters = list(model.parameters())
         self.optimiser = torch.optim.AdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay,
                                            fused=settings.fused or None)
