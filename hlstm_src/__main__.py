@@ -233,7 +233,7 @@ def bench_speech(corpus: Annotated[Path, typer.Option(help="a corpus folder, suc
 def bench_training(profile: ProfileOption = "laptop",
                    name: Annotated[list[str], typer.Option(help="a recogniser; may be repeated")] =
                    ("ds2-lstm5", "ds2-hlstm3", "ds2-hlstm3-gp"),
-                   precision: Annotated[list[str], typer.Option(help="fp32 or bf16; by default all there is here")] = (),
+                   precision: Annotated[list[str], typer.Option(help="fp32 or bf16; by default what there is")] = (),
                    batches: Annotated[int, typer.Option(min=1, help="from short utterances to long ones")] = 4,
                    rounds: Annotated[int, typer.Option(min=1, help="timings of each contestant")] = 3,
                    json: JsonOption = None):
