@@ -1,7 +1,7 @@
 """Products of a few rows with a packed matrix, by the processor's own instructions, to be called from compiled code.
 
-In bfloat16 on the tile units of newer Intel CPUs (AMX), summed in float32; in float32 by vectors of 16 (AVX-512).
-numba hands the instructions on. `available` says what this processor has, `fits` what can be cut into pieces.
+In bfloat16 on the tile units of newer Intel CPUs (AMX), summed in float32; in float32 by vectors of 16 (AVX-512) or 8
+(AVX2). numba hands the instructions on. `available` says what this processor has, `fits` what can be cut into pieces.
 """
 
 import ctypes
@@ -18,7 +18,11 @@ from torch import Tensor, bfloat16, dtype, float32, uint16
 
 from .compiled import compiled
 
+HAS = llvmlite.binding.get_host_cpu_features().get
 ROWS = 16                              # of a tile; it is 64 bytes wide: 16 numbers in float32, 32 in bfloat16
+LANES = 16 if HAS("avx512f") else 8    # numbers of a vector in float32
+HEIGHT = LANES // 2                    # rows that a panel of two vectors meets at once: their sums fill the registers
+PANEL = 2 * LANES
 BYTE, LONG = ir.IntType(8), ir.IntType(64)
 CONFIG = np.zeros(64, np.uint8)        # what the processor wants to know: palette 1, eight tiles of 16 rows, 64 bytes
 CONFIG[0], CONFIG[16:32:2], CONFIG[48:56] = 1, 64, ROWS
@@ -27,12 +31,11 @@ CONFIG[0], CONFIG[16:32:2], CONFIG[48:56] = 1, 64, ROWS
 @functools.cache
 def available(kind: dtype) -> bool:
     """Whether this processor has the instructions for products of this kind, and the system lets us use them."""
-    has = llvmlite.binding.get_host_cpu_features().get
-    if platform.machine() != "x86_64" or not has("avx512f"):
+    if platform.machine() != "x86_64":
         return False
     if kind == float32:
-        return True
-    if kind != bfloat16 or platform.system() != "Linux" or not (has("amx-tile") and has("amx-bf16")):
+        return bool(HAS("avx512f") or HAS("avx2") and HAS("fma"))
+    if kind != bfloat16 or platform.system() != "Linux" or not (HAS("amx-tile") and HAS("amx-bf16")):
         return False
     arch_prctl, request, tile_data = 158, 0x1023, 18               # Linux gives a process the tiles when it asks
     return ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0
@@ -45,19 +48,19 @@ def fits(weights: tuple[Tensor, ...], groups: tuple[int, ...]) -> bool:
 
 def pack(weight: Tensor) -> np.ndarray:
     """A matrix (rows, K), cut. In bfloat16: tiles (rows/16, K/32, 16, 16, 2), neighbours in K beside each other in
-    pairs; in float32: panels of 32 rows, (rows/32, K, 32)."""
+    pairs; in float32: panels of so many rows as two vectors hold, (rows/PANEL, K, PANEL)."""
     rows, K = weight.shape
     if weight.dtype == float32:
-        return weight.view(rows // 32, 32, K).mT.contiguous().numpy()
+        return weight.view(rows // PANEL, PANEL, K).mT.contiguous().numpy()
     return _cut(weight.contiguous().view(uint16).numpy())
 
 
 def pack_back(weight: Tensor, groups: int) -> np.ndarray:
     """The way back of `pack`: each of the blocks of rows transposed."""
     rows, K = weight.shape
-    if weight.dtype == float32:                                    # (groups * K/32, rows/groups, 32)
-        blocks = weight.view(groups, rows // groups, K // 32, 32)
-        return blocks.transpose(1, 2).reshape(-1, rows // groups, 32).contiguous().numpy()
+    if weight.dtype == float32:                                    # (groups * K/PANEL, rows/groups, PANEL)
+        blocks = weight.view(groups, rows // groups, K // PANEL, PANEL)
+        return blocks.transpose(1, 2).reshape(-1, rows // groups, PANEL).contiguous().numpy()
     return _cut_back(weight.contiguous().view(uint16).numpy(), groups)
 
 
@@ -139,35 +142,36 @@ def dot(typing, total, a, b):
 
 @intrinsic
 def strip(typing, x, wide, panel, depth, out, far):
-    """Eight rows times a panel: x (8, depth), panel (depth, 32) -> out (8, 32). wide, far: bytes from row to row."""
+    """A few rows times a panel: x (HEIGHT, depth), panel (depth, PANEL) -> out (HEIGHT, PANEL). wide, far: bytes from
+    row to row."""
     def emit(context, b, signature, args):
         x, wide, panel, depth, out, far = args
-        vector, height, width = ir.VectorType(ir.FloatType(), 16), 8, 2
-        fma = cgutils.get_or_insert_function(b.module, ir.FunctionType(vector, [vector] * 3), "llvm.fma.v16f32")
+        vector, size, width = ir.VectorType(ir.FloatType(), LANES), 4 * LANES, 2
+        fma = cgutils.get_or_insert_function(b.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{LANES}f32")
         nothing, before = ir.Constant(vector, ir.Undefined), b.block
-        rows = [b.add(x, b.mul(wide, ir.Constant(LONG, m))) for m in range(height)]
+        rows = [b.add(x, b.mul(wide, ir.Constant(LONG, m))) for m in range(HEIGHT)]
         loop, done = b.append_basic_block("loop"), b.append_basic_block("done")
         b.branch(loop)
         b.position_at_end(loop)
-        k, *sums = b.phi(LONG), *(b.phi(vector) for _ in range(height * width))
+        k, *sums = b.phi(LONG), *(b.phi(vector) for _ in range(HEIGHT * width))
         k.add_incoming(ir.Constant(LONG, 0), before)
-        at, next_k = b.add(panel, b.shl(k, ir.Constant(LONG, 7))), b.add(k, ir.Constant(LONG, 1))
-        weights = [_load(b, b.add(at, ir.Constant(LONG, 64 * n)), vector) for n in range(width)]
+        at, next_k = b.add(panel, b.mul(k, ir.Constant(LONG, size * width))), b.add(k, ir.Constant(LONG, 1))
+        weights = [_load(b, b.add(at, ir.Constant(LONG, size * n)), vector) for n in range(width)]
         new = []
         for row in rows:
             one = b.insert_element(nothing, _load(b, b.add(row, b.shl(k, ir.Constant(LONG, 2))), ir.FloatType()),
                                    ir.Constant(ir.IntType(32), 0))
-            all16 = b.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(ir.IntType(32), 16), [0] * 16))
-            new += [b.call(fma, [all16, w, sums[len(new) + n]]) for n, w in enumerate(weights)]
+            each = b.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+            new += [b.call(fma, [each, w, sums[len(new) + n]]) for n, w in enumerate(weights)]
         k.add_incoming(next_k, loop)
         for total, later in zip(sums, new):
-            total.add_incoming(ir.Constant(vector, [0.0] * 16), before)
+            total.add_incoming(ir.Constant(vector, [0.0] * LANES), before)
             total.add_incoming(later, loop)
         b.cbranch(b.icmp_signed("<", next_k, depth), loop, done)
         b.position_at_end(done)
-        for m in range(height):
+        for m in range(HEIGHT):
             for n in range(width):
-                place = b.add(b.add(out, b.mul(far, ir.Constant(LONG, m))), ir.Constant(LONG, 64 * n))
+                place = b.add(b.add(out, b.mul(far, ir.Constant(LONG, m))), ir.Constant(LONG, size * n))
                 b.store(new[m * width + n], b.inttoptr(place, vector.as_pointer())).align = 4
         return context.get_dummy_value()
     return types.void(*[types.int64] * 6), emit
@@ -224,9 +228,9 @@ def by_vectors(x, packed, groups, out, part, parts):
     panels, depth = packed.shape[0] // groups, np.int64(packed.shape[1])
     wide, far = np.int64(4 * x.shape[1]), np.int64(4 * out.shape[1])         # bytes from row to row
     for n in range(part, len(packed), parts):
-        b, to = np.int64(packed.ctypes.data) + 128 * depth * n, np.int64(out.ctypes.data) + 128 * n
+        b, to = np.int64(packed.ctypes.data) + 4 * PANEL * depth * n, np.int64(out.ctypes.data) + 4 * PANEL * n
         a = np.int64(x.ctypes.data) + 4 * depth * (n // panels)
-        for p in range(0, x.shape[0], 8):                          # while the panel is in the nearest cache
+        for p in range(0, x.shape[0], HEIGHT):                     # while the panel is in the nearest cache
             strip(a + p * wide, wide, b, depth, to + p * far, far)
 
 
