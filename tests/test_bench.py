@@ -9,6 +9,9 @@ from typer.testing import CliRunner
 from hlstm_src import HLSTM, bench
 from hlstm_src import __main__ as command
 from hlstm_src.records import LatencyRow
+from hlstm_src.scan import has_bfloat16
+
+KINDS = ("float32", "bf16")[:1 + has_bfloat16()]              # in which layers are timed here
 
 
 def test_contestants_take_turns_and_the_median_counts(monkeypatch):
@@ -74,18 +77,27 @@ def test_the_rivals_of_the_layer_compute_the_same(bidirectional):
 
 def test_the_layers_bench_compares_equal_shapes_by_their_work():
     rows, work, memory = bench.layer([(3, 2, 4), (2, 1, 3)], n_threads=[1], rounds=1)
-    cases = {f"T3 B2 H4{way} {kind}" for way in ("", " two ways") for kind in ("float32", "bf16")}
-    assert {row.case for row in rows} == cases | {"T2 B1 H3 float32", "T2 B1 H3 bf16"}
+    cases = {f"T3 B2 H4{way}" for way in ("", " two ways")} | {"T2 B1 H3"}
+    assert {row.case for row in rows} == {f"{case} {kind}" for case in cases for kind in KINDS}
     assert {(row.engine, row.case) for row in rows} == set(work) == set(memory)
     assert work["nn.LSTM", "T3 B2 H4 float32"] == 3 * 2 * 8 * 4 * 4
-    assert work["HLSTM", "T3 B2 H4 two ways bf16"] == work["per step", "T3 B2 H4 two ways bf16"] == 2 * 6 * 12 * 4 * 4
-    assert len(bench.ratios(rows, "nn.LSTM", work).splitlines()) == len(bench.memory_table(memory).splitlines()) == 7
+    case = f"T3 B2 H4 two ways {KINDS[-1]}"
+    assert work["HLSTM", case] == work["per step", case] == 2 * 6 * 12 * 4 * 4
+    for table in (bench.ratios(rows, "nn.LSTM", work), bench.memory_table(memory)):
+        assert len(table.splitlines()) == 1 + 3 * len(KINDS)
+
+
+def test_nothing_is_timed_in_a_precision_that_the_processor_lacks(monkeypatch):
+    monkeypatch.setattr(bench, "has_bfloat16", lambda: False)
+    rows, _, _ = bench.layer([(2, 1, 3)], n_threads=[1], rounds=1)
+    rows += bench.masks([(3, 2, 4)], n_threads=[1], rounds=1)[0]
+    assert {row.case.split()[3] for row in rows if "two ways" not in row.case} == {"float32"}
 
 
 def test_cases_are_chosen_by_a_part_of_their_names():
-    rows, _, _ = bench.layer([(3, 2, 4), (2, 1, 3)], n_threads=[1], rounds=1, only="H4 bf16")
-    assert {row.case for row in rows} == {"T3 B2 H4 bf16"}
-    with pytest.raises(ValueError, match="no case has 'H5'.*such as 'T2 B1 H3 bf16'"):
+    rows, _, _ = bench.layer([(3, 2, 4), (2, 1, 3)], n_threads=[1], rounds=1, only="H4 float32")
+    assert {row.case for row in rows} == {"T3 B2 H4 float32"}
+    with pytest.raises(ValueError, match=f"no case has 'H5'.*such as 'T2 B1 H3 {KINDS[-1]}'"):
         bench.layer([(3, 2, 4), (2, 1, 3)], n_threads=[1], rounds=1, only="H5")
 
 
@@ -100,9 +112,10 @@ def test_the_command_prints_ratios_and_writes_rows(monkeypatch, tmp_path):
     monkeypatch.setattr(bench.layer, "__defaults__", ([(3, 2, 4)], *bench.layer.__defaults__[1:]))
     file = tmp_path / "layer.json"
     done = CliRunner().invoke(command.app, ["bench", "layer", "--threads", "1", "--rounds", "1", "--json", str(file)])
-    assert done.exit_code == 0 and "T3 B2 H4 two ways bf16" in done.output and "MB" in done.output
+    assert done.exit_code == 0 and f"T3 B2 H4 two ways {KINDS[-1]}" in done.output and "MB" in done.output
     data = json.loads(file.read_text())
-    assert len(data["latency"]) == len(data["memory"]) == 12 and {r["threads"] for r in data["latency"]} == {1}
+    assert len(data["latency"]) == len(data["memory"]) == 6 * len(KINDS)
+    assert {row["threads"] for row in data["latency"]} == {1}
     assert CliRunner().invoke(command.app, ["bench", "layer", "--rounds", "0"]).exit_code == 2
 
 
@@ -110,7 +123,7 @@ def test_the_masks_bench_times_what_training_does():
     rows, copies = bench.masks([(3, 2, 4)], n_threads=[1], rounds=1)
     assert {(row.engine, row.case) for row in rows} == {
         (engine, f"T3 B2 H4 {kind}{plain}") for engine in ("dense", "masks", "growth", "masks alone", "growth alone")
-        for kind in ("float32", "bf16") for plain in ("", " plain AdamW")}
+        for kind in KINDS for plain in ("", " plain AdamW")}
     assert copies == (0.25, 1)                              # a byte a connection; one copy of the weights
     made = bench.Training(torch.randn(3, 2, 4), masked=True, growing=True)
     made.step()

@@ -7,8 +7,9 @@ import torch
 from typer.testing import CliRunner
 
 from hlstm_src import __main__ as command
-from hlstm_src import bench_training, experiments
+from hlstm_src import bench_training, experiments, training
 from hlstm_src.bench import rows_of
+from hlstm_src.scan import has_bfloat16
 
 PARTS = ["sound", "convolutions", "recurrent layers", "letters and CTC", "update"]
 
@@ -36,11 +37,21 @@ def test_the_command_writes_a_row_for_each_part_and_prints_shares(tmp_path):
                                             "ds2-hlstm3-gp", "--batches", "1", "--rounds", "1", "--json", str(file)])
     assert done.exit_code == 0, done.output
     data = json.loads(file.read_text())
-    engines = [f"{name} {precision}" for name in ("ds2-lstm5", "ds2-hlstm3-gp") for precision in ("fp32", "bf16")]
+    kinds = ("fp32", "bf16")[:1 + has_bfloat16()]
+    engines = [f"{name} {kind}" for name in ("ds2-lstm5", "ds2-hlstm3-gp") for kind in kinds]
     assert [(row["engine"], row["case"]) for row in data["latency"]] == \
         [(engine, case) for engine in engines for case in (bench_training.WHOLE, *PARTS)]
     assert data["bench"] == "training" and data["profile"] == "smoke" and data["batch"] == 4 and data["steps"] == 3
     assert all(engine in done.output for engine in engines)
+
+
+def test_a_precision_that_the_processor_lacks_is_an_error_when_asked_for(monkeypatch):
+    monkeypatch.setattr(training, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(bench_training, "has_bfloat16", lambda: False)
+    with pytest.raises(ValueError, match="bf16: this processor lacks"):
+        bench_training.training(["ds2-lstm5"], "smoke", ["bf16"], batches=1, rounds=1)
+    rows, _ = bench_training.training(["ds2-lstm5"], "smoke", batches=1, rounds=1)
+    assert {row.engine for row in rows} == {"ds2-lstm5 fp32"}
 
 
 def test_the_table_gives_utterances_and_shares():

@@ -89,6 +89,7 @@ def test_a_run_writes_a_valid_record_and_a_model_and_leaves_nothing_else(results
         assert record.key == experiments.key_of(experiments.recipe(record.experiment, "smoke"), corpus)
         assert record.recipe == json.loads(json.dumps(asdict(experiments.recipe(record.experiment, "smoke"))))
         assert [row.epoch for row in record.history] == list(range(8))
+        assert record.provenance.precision == "fp32"
         assert record.provenance.seconds == pytest.approx(sum(row.seconds for row in record.history))
         assert [s["id"] for s in record.samples] == [u.id for u in corpus.split("test")]
         assert record.scores["utterances"] == len(record.samples)

@@ -443,7 +443,9 @@ def test_dropout_acts_between_layers_only(gate_layers):
 
 
 @pytest.mark.parametrize("options, within", [
-    (dict(gate_layers=0), 0.03), (dict(gate_layers=1, activation="tanh"), 0.03),
+    pytest.param(dict(gate_layers=0), 0.03, marks=pytest.mark.skipif(
+        not scan.has_bfloat16(), reason="PyTorch's LSTM knows no bfloat16 on this CPU")),
+    (dict(gate_layers=1, activation="tanh"), 0.03),
     (dict(gate_layers=2, activation="tanh", gate_dropout=0.2), 0.03), (dict(gate_layers=1), 0.15)],
     ids=["plain", "tanh", "tanh-2-dropout", "relu"])
 @pytest.mark.parametrize("padded", [False, True])

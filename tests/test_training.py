@@ -8,11 +8,13 @@ import threading
 import pytest
 import torch
 
+from hlstm_src import training
 from hlstm_src.audio import ALPHABET
 from hlstm_src.corpora import SpeechCorpus
 from hlstm_src.deepspeech2 import DeepSpeech2
 from hlstm_src.masks import ConnectionMasks
 from hlstm_src.rivals import rival
+from hlstm_src.scan import has_bfloat16
 from hlstm_src.schedule import Dense, GrowPruneSchedule
 from hlstm_src.tasks import SpeechTask
 from hlstm_src.training import Interrupted, Settings, Trainer, TrainingError, learning_rate
@@ -342,8 +344,19 @@ def test_seed_and_precision_change_the_result_and_nothing_else_does(corpus):
         made.train()
         return made.history[0]["loss"]
     first = losses()
-    assert first == losses() and len({first, losses(seed=1), losses(precision="bf16")}) == 3
+    assert first == losses() and len({first, losses(seed=1)}) == 2
     assert losses(precision="bf16") == pytest.approx(first, rel=0.05)
+    assert (losses(precision="bf16") != first) == has_bfloat16()
+
+
+def test_a_processor_without_bfloat16_trains_in_float32_and_says_so(corpus, monkeypatch):
+    assert trainer(corpus, dense(), precision="bf16").precision == ("bf16" if has_bfloat16() else "fp32")
+    monkeypatch.setattr(training, "has_bfloat16", lambda: False)
+    without, single = (trainer(corpus, dense(), precision=precision) for precision in ("bf16", "fp32"))
+    without.train()
+    single.train()
+    assert without.precision == single.precision == "fp32"
+    assert_same(result(without), result(single))
 
 
 def test_it_learns(corpus):
