@@ -78,7 +78,7 @@ def _float32_of(z):
 
 
 @compiled
-def forward(z, t, start, gates, cs, hs, part=0, parts=1):
+def forward(z, t, start, gates, cs, hs, part, parts):
     """Step t: z (R, 4, H), what goes into the gates' activations -> gates (T, R, 4, H), cs and hs (T, R, H) at t.
 
     start (R, H): c before the first step. z is float32, or bfloat16 as uint16.
@@ -109,7 +109,7 @@ def forward(z, t, start, gates, cs, hs, part=0, parts=1):
 
 
 @compiled
-def hidden(a, b, out, activation, part=0, parts=1):
+def hidden(a, b, out, activation, part, parts):
     """The first hidden layer of a step: the activation of a + b, of its place in `ACTIVATIONS`; all (R, N), float32 or
     bfloat16 as uint16. Summed and bent in float32, rounded once."""
     R, N = out.shape
@@ -135,7 +135,7 @@ def hidden(a, b, out, activation, part=0, parts=1):
 
 
 @compiled
-def hidden_backward(d, a, out, activation, part=0, parts=1):
+def hidden_backward(d, a, out, activation, part, parts):
     """The way back of `hidden`, from its output a: the gradient d times the activation's slope; all (R, N), d may have
     more rows."""
     R, N = out.shape
@@ -156,7 +156,7 @@ def hidden_backward(d, a, out, activation, part=0, parts=1):
 
 
 @compiled
-def rounded(x, out, part=0, parts=1):
+def rounded(x, out, part, parts):
     """x (R, H) in the type of out, which may have more rows."""
     for r in range(part, x.shape[0], parts):
         for k in range(x.shape[1]):
@@ -164,7 +164,7 @@ def rounded(x, out, part=0, parts=1):
 
 
 @compiled
-def backward(dh, dc, t, start, gates, cs, d, part=0, parts=1):
+def backward(dh, dc, t, start, gates, cs, d, part, parts):
     """The way back of `forward` at step t: dh and dc (R, H) -> d (R, 4, H) before the gates' activations, in
     the type of d; dc becomes that of c one step earlier."""
     R, H = dh.shape

@@ -26,6 +26,8 @@ from torch import Tensor
 PACK_FROM = 2 ** 18, 4      # entries of a matrix and products with it from which on packing pays
 STRETCH = 192, 1024         # rows (steps * B) of a stretch, at least: in float32 and float64, and in less
 
+ALONE = 0, 1                # part and parts in gates.py; numba takes 0.1 ms over arguments that are left out
+
 aten = torch.ops.aten
 
 # The activations in place; and what they do to a gradient d on its way back, given their outputs a.
@@ -137,14 +139,14 @@ def scan(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], biases: list[Te
             projected = project(x[t:t + steps].to(low).flatten(0, 1)).view(-1, B, len(ih)).unbind(0)
         z = recur(h.to(low)), projected[t % steps]
         if fused and low == torch.bfloat16:                        # of float32, PyTorch's own tanh is quicker
-            fused.hidden(*map(_numpy, (*z, hidden[0][t])), fused.ACTIVATIONS.index(activation))
+            fused.hidden(*map(_numpy, (*z, hidden[0][t])), fused.ACTIVATIONS.index(activation), *ALONE)
         else:
             IN_PLACE[activation](torch.add(*z, out=hidden[0][t]))
         for j, layer in enumerate(layers):
             a = IN_PLACE[activation](hidden[j][t].copy_(z)) if j else hidden[0][t]
             z = layer(a * noise[j][t] if noise else a)
         if fused:
-            fused.forward(_numpy(z.view(-1, 4, H)), t, start, together, states, outputs)
+            fused.forward(_numpy(z.view(-1, 4, H)), t, start, together, states, outputs, *ALONE)
         else:
             _forward(z.view(B, D, 4, H).to(c.dtype), c, now, cs[t], hs[t].view(B, D, H))
         c, h = cs[t], hs[t]
@@ -259,7 +261,7 @@ def scan_backward(dhs: Tensor | None, dcs: Tensor | None, x: Tensor, h: Tensor, 
                 dc += dcs[t].view(B, D, H)
             d = dgates[t - start]
             if fused:
-                fused.backward(*running, t, first, together, states, _numpy(d.view(-1, 4, H)))
+                fused.backward(*running, t, first, together, states, _numpy(d.view(-1, 4, H)), *ALONE)
             else:
                 _backward(dh, dc, gates_at[t], c_at[t], c_at[t - 1] if t else c.view(B, D, H), d)
             d = d.view(B, -1)
