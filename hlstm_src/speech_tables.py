@@ -116,9 +116,10 @@ def tab_ds2_claims(root: str | Path | None = None, profile: str = RECORDED) -> T
              f"{paper.claim('deepspeech2.width').value:g} wide.",
              "A smaller or quicker model meets a claim only if its word error rate is no higher, in the mean of seeds.",
              "Time: whole utterances, one by one on one thread, each network on its quickest engine."]
-    if small := records.find(profile, "ds2-small-lstm", root):
-        notes.append("For comparison, WER in percent of a dense LSTM as small as the compact model: "
-                     + spread([run.scores["wer"] for run in small]) + ".")
+    for cell in ("LSTM", "H-LSTM"):
+        if small := records.find(profile, f"ds2-small-{cell.replace('-', '').lower()}", root):
+            notes.append(f"For comparison, WER in percent of a dense {cell} as small as the compact model: "
+                         + spread([run.scores["wer"] for run in small]) + ".")
     return Table("tab-ds2-claims", "The abstract's claims about speech", "claim", heads, lines, notes,
                  frozenset({"our model", "verdict"}))
 

@@ -325,12 +325,12 @@ def tab_runs(profile: str, experiments: Iterable[str] | None = None, root: str |
         for run in records.find(shown, root=root):
             if wanted is None or run.experiment in wanted:
                 made = run.provenance
-                minutes = f"{made.seconds / 60:.1f}"
-                cells = [run.profile, str(run.seed), made.ended[:10], machine(run), minutes, commit(run)]
+                cells = [run.profile, str(run.seed), made.ended[:10], machine(run), precision(run),
+                         f"{made.seconds / 60:.1f}", commit(run)]
                 lines.append((run.experiment, cells))
-    heads = ["profile", "seed", "date", "machine", "minutes", "commit"]
+    heads = ["profile", "seed", "date", "machine", "products", "minutes", "commit"]
     notes = [] if lines else [f"No record yet in {' and '.join(dict.fromkeys((RECORDED, profile)))}."]
-    words, columns = frozenset({"profile", "date", "machine", "commit"}), [("", head) for head in heads]
+    words, columns = frozenset({"profile", "date", "machine", "products", "commit"}), [("", head) for head in heads]
     return Table("tab-runs", "Runs behind this page", "experiment", columns, lines, notes, words)
 
 
@@ -356,6 +356,11 @@ def _cpu(name: str, cores: int) -> str:
 def machine(record: RunRecord) -> str:
     """GPU or CPU of a run."""
     return record.provenance.gpu or _cpu(record.provenance.cpu, record.provenance.cores)
+
+
+def precision(record: RunRecord) -> str:
+    """Of the matrix products in training; the recipe's, where the record does not note what it came to."""
+    return record.provenance.precision or record.recipe.get("settings", {}).get("precision") or MISSING
 
 
 def commit(record: RunRecord) -> str:

@@ -200,18 +200,20 @@ def test_what_a_record_says_cannot_break_the_page():
     assert len(set(line.replace(r"\|", "").count("|") for line in table.markdown().splitlines()[2:])) == 1
 
 
-def test_runs_name_profile_date_machine_time_and_commit(store):
+def test_runs_name_profile_date_machine_precision_time_and_commit(store):
     dirty = make("b", "laptop", 3)
+    dirty.provenance.precision, dirty.recipe = "fp32", {"settings": {"precision": "bf16"}}
     dirty.provenance.dirty, dirty.provenance.gpu = True, "A GPU"
     other = make("c", "smoke")
     gitless = make("d", "laptop")
+    gitless.recipe = {"settings": {"precision": "bf16"}}
     gitless.provenance.commit = "unknown"
     root = store(make("a", "desk"), dirty, other, gitless)
     rows = tables.tab_runs("laptop", root=root).rows
     assert rows == [
-        ("a", ["desk", "0", "2026-02-01", "A CPU, 2 cores", "1.5", "abcdef0123"]),
-        ("b", ["laptop", "3", "2026-02-01", "A GPU", "1.5", "abcdef0123 with local changes"]),
-        ("d", ["laptop", "0", "2026-02-01", "A CPU, 2 cores", "1.5", "unknown"]),
+        ("a", ["desk", "0", "2026-02-01", "A CPU, 2 cores", tables.MISSING, "1.5", "abcdef0123"]),
+        ("b", ["laptop", "3", "2026-02-01", "A GPU", "fp32", "1.5", "abcdef0123 with local changes"]),
+        ("d", ["laptop", "0", "2026-02-01", "A CPU, 2 cores", "bf16", "1.5", "unknown"]),
     ]
     assert [name for name, _ in tables.tab_runs("laptop", ["b"], root).rows] == ["b"]
     assert [name for name, _ in tables.tab_runs("desk", root=root).rows] == ["a"]
