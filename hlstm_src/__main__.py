@@ -281,6 +281,7 @@ def doctor():
     import torch
 
     from .profiles import MINI_SCENES, MINI_SPEECH, PROFILES, ROOT
+    from .scan import has_bfloat16
     missing = []
     for package in ("accelerate", "jiwer", "jupyter_book", "numpy", "pandas", "papermill", "safetensors", "snakemake",
                     "soundfile"):
@@ -289,6 +290,12 @@ def doctor():
         missing += [] if found else [package]
     print(f"ok       torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores, "
           + (torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"))
+    able = {"products in bfloat16": (has_bfloat16(), "recipes that ask for it train in float32")}
+    if importlib.util.find_spec("numba"):
+        from .compact.kernels import cpu_features
+        able["AVX-512"] = cpu_features(), "unstructured sparse layers gain little speed"
+    for what, (there, without) in able.items():
+        print(f"ok       {what}" if there else f"without  {what}: {without}")
     print(f"ok       {shutil.disk_usage(ROOT).free >> 30} GB free")
     minis, ways = (MINI_SPEECH, MINI_SCENES), {"data/an4": "data_prep.an4", "data/coco": "data_prep.coco"}
     for folder in dict.fromkeys(part.corpus for p in PROFILES.values() for part in (p.speech, p.captions, p.flowers)
