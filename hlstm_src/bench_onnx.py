@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import llvmlite.binding
 import numpy as np
 import onnx
 import onnxruntime
@@ -18,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from .lstm import HLSTM
+from .products import HAS
 
 OPSET = 17
 ACTIVATIONS = {"relu": "Relu", "leaky_relu": "LeakyRelu", "tanh": "Tanh", "elu": "Elu"}
@@ -124,8 +124,7 @@ def session(model: onnx.ModelProto, n_threads: int = 1, int8: bool = False) -> o
 
 def _saturates() -> bool:
     """Whether 8-bit products are summed in 16 bits here, as on x86 without VNNI: then weights must keep to 7 bits."""
-    has = llvmlite.binding.get_host_cpu_features().get
-    return platform.machine() == "x86_64" and not (has("avx512vnni") or has("avxvnni"))
+    return platform.machine() == "x86_64" and not (HAS("avx512vnni") or HAS("avxvnni"))
 
 
 def runner(made: onnxruntime.InferenceSession, x: np.ndarray, fed_back: bool = False) -> Callable[[], np.ndarray]:

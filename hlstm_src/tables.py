@@ -82,7 +82,7 @@ class Table:
         for place, (group, head) in enumerate(self.columns):
             cells = f"th.col{place}, td.col{place}"
             if head in self.words:
-                styles.append({"selector": cells, "props": "text-align: left; white-space: normal; min-width: 6em"})
+                styles.append({"selector": cells, "props": "text-align: left; white-space: normal; min-width: 7em"})
             if place and group != self.columns[place - 1][0]:
                 styles.append({"selector": cells, "props": "border-left: 1px solid"})
         styled = frame.style.format(_broken).set_caption(f"<span>{html.escape(self.caption)}</span>")
