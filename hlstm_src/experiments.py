@@ -90,6 +90,8 @@ CATALOGUE |= {
                                   layers=3, rival="gp", compact=True),
     "ds2-hlstm3-compact-prune": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, prune only, compact", cell="hlstm",
                                         layers=3, rival="prune-only", compact=True),
+    "ds2-hlstm3-compact-gradual": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, pruned gradually, compact",
+                                          cell="hlstm", layers=3, rival="gradual", compact=True),
     "ds2-small-lstm": partial(_recogniser, title="DeepSpeech2, LSTM x5 as small as the compact model", cell="lstm",
                               layers=5, rival="small-dense"),
     "ds2-small-hlstm": partial(_recogniser, title="DeepSpeech2, H-LSTM x3 as small as the compact model", cell="hlstm",
