@@ -293,7 +293,7 @@ def doctor():
     able = {"products in bfloat16": (has_bfloat16(), "recipes that ask for it train in float32")}
     if importlib.util.find_spec("numba"):
         from .compact.kernels import cpu_features
-        able["AVX-512"] = cpu_features(), "unstructured sparse layers gain little speed"
+        able["AVX-512"] = cpu_features(), "unstructured sparse layers gain less speed"
     for what, (there, without) in able.items():
         print(f"ok       {what}" if there else f"without  {what}: {without}")
     print(f"ok       {shutil.disk_usage(ROOT).free >> 30} GB free")

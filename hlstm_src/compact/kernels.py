@@ -1,4 +1,4 @@
-"""The engine's inner loops, compiled by numba: products of packed matrices, and the packing itself.
+"""The engine's inner loops, compiled by numba: products of packed matrices, and activations.
 
 numba has no vector type, so the loops over slots are written in LLVM's own language, through llvmlite: a register is
 <16 x float> there, and LLVM turns it into whatever the CPU has (one AVX-512 register, two of AVX2, four of NEON).
@@ -18,8 +18,8 @@ from numba.extending import intrinsic
 from ..compiled import compiled
 from ..gates import exp
 
-CSR, GATHER, SLOTS = 0, 1, 2
-LANES = 16
+CSR, GATHER, SLOTS, SLICED = 0, 1, 2, 3
+LANES, SLICE, WIDE = 16, 8, 32         # rows of a block, and of "sliced"; columns that this takes side by side
 F32, I8, I16, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 V = ir.VectorType(F32, LANES)
 
@@ -75,12 +75,24 @@ def _picked(b, start, where):
     return part
 
 
-def _product(kind: int, gather: bool, columns: int, unroll: int = 2):
+def _in_turn(b, first, last, turns, body):
+    """body(n, turn) for n from `first` to before `last`; sums that take turns need not wait for one another."""
+    rounds = b.udiv(b.sub(last, first), I64(turns))
+    with cgutils.for_range(b, rounds) as loop:
+        for turn in range(turns):
+            body(b.add(first, b.add(b.mul(loop.index, I64(turns)), I64(turn))), turn)
+    with cgutils.for_range_slice(b, b.add(first, b.mul(rounds, I64(turns))), last, I64(1), intp=I64) as (n, _):
+        body(n, 0)
+
+
+def _product(kind: int, gather: bool, columns: int):
     """An intrinsic: y += matrix @ x for so many columns of x at once, block by block.
 
     (blocks, starts, places, indices, values, scales, x, x_step, y, y_step): the first are of a layout; column k of x
     begins x_step floats behind column k - 1, of y y_step floats. Arrays come as addresses (integers).
     """
+    turns = 2 if columns == 1 or cpu_features() else 1             # without AVX-512 registers are few
+
     @intrinsic
     def multiply(typing, blocks, starts, places, indices, values, scales, x, x_step, y, y_step):
         def emit(context, b, signature, args):
@@ -91,15 +103,15 @@ def _product(kind: int, gather: bool, columns: int, unroll: int = 2):
             fetch = gather and cpu_features() and cgutils.get_or_insert_function(
                 b.module, ir.FunctionType(V, [V, ir.VectorType(I32, LANES), V]), "llvm.x86.avx512.vpermi2var.ps.512")
             xs = [_at(b, x, b.mul(x_step, I64(k)), 4) for k in range(columns)]
-            sums = [[cgutils.alloca_once(b, V) for _ in xs] for _ in range(unroll)]
+            sums = [[cgutils.alloca_once(b, V) for _ in xs] for _ in range(turns)]
 
-            def slot(n, into):
+            def slot(n, turn):
                 place = b.zext(_load(b, _at(b, places, n, 4), I32, 4), I64)
                 w = _weights(b, values, n, kind)
                 if gather:
                     where = b.zext(_load(b, _at(b, indices, n, LANES), ir.VectorType(I8, LANES), 1),
                                    ir.VectorType(I32, LANES))
-                for start, total in zip(xs, into):
+                for start, total in zip(xs, sums[turn]):
                     start = _at(b, start, place, 4)
                     if gather and not fetch:
                         part = _picked(b, start, where)
@@ -115,17 +127,11 @@ def _product(kind: int, gather: bool, columns: int, unroll: int = 2):
                     b.store(ir.Constant(V, [0.0] * LANES), total)
                 first, last = (b.zext(_load(b, _at(b, starts, n, 4), I32, 4), I64)
                                for n in (block, b.add(block, I64(1))))
-                rounds = b.udiv(b.sub(last, first), I64(unroll))
-                with cgutils.for_range(b, rounds) as inner:
-                    for u in range(unroll):
-                        slot(b.add(first, b.add(b.mul(inner.index, I64(unroll)), I64(u))), sums[u])
-                rest = b.add(first, b.mul(rounds, I64(unroll)))
-                with cgutils.for_range_slice(b, rest, last, I64(1), intp=I64) as (n, _):
-                    slot(n, sums[0])
+                _in_turn(b, first, last, turns, slot)
                 for k in range(columns):
                     total = b.load(sums[0][k])
-                    for u in range(1, unroll):
-                        total = b.fadd(total, b.load(sums[u][k]))
+                    for turn in range(1, turns):
+                        total = b.fadd(total, b.load(sums[turn][k]))
                     if kind == 2:
                         total = b.fmul(total, _load(b, _at(b, scales, block, 4 * LANES), V, 4))
                     target = _at(b, _at(b, y, b.mul(y_step, I64(k)), 4), block, 4 * LANES)
@@ -149,6 +155,9 @@ def product(matrix, x, x_step, y, y_step, columns):
     code, kind, rows, starts, places, indices, values, scales = matrix
     if code == CSR:
         return _csr(rows, starts, places, values.view(np.float32), x, x_step, y, y_step, columns)
+    if code == SLICED:
+        order = indices.view(np.uint32)
+        return _sliced(rows, starts, places, order, values.view(np.float32), x, x_step, y, y_step, columns)
     n, s, p, i = (rows + LANES - 1) // LANES, starts.ctypes.data, places.ctypes.data, indices.ctypes.data
     v, f = values.ctypes.data, scales.ctypes.data
     while columns > 0:                                             # four columns at a time: the weights are read once
@@ -188,6 +197,97 @@ def _add_at(typing, address, value):
 
 
 @compiled
+def aligned_rows(n, width):
+    """Zeros (n, width), each row at the start of a cache line if width is a multiple of 16."""
+    room = np.zeros(n * width + 16, np.float32)
+    start = (-room.ctypes.data) % 64 // 4
+    return room[start:start + n * width].reshape(n, width)
+
+
+@intrinsic
+def _slices(typing, count, starts, places, order, values, x, y):
+    """y += a "sliced" matrix times one column of x: eight rows in step, so that no addition waits for the one before
+    and the processor seldom guesses wrongly where rows end."""
+    def emit(context, b, signature, args):
+        count, *addresses = args
+        starts, places, order, values, x, y = (b.inttoptr(a, I8.as_pointer()) for a in addresses)
+        fma = cgutils.get_or_insert_function(b.module, ir.FunctionType(F32, [F32] * 3), "llvm.fma.f32")
+        totals = [cgutils.alloca_once(b, F32) for _ in range(SLICE)]
+        with cgutils.for_range(b, count) as loop:
+            for total in totals:
+                b.store(F32(0), total)
+            first, last = (b.zext(_load(b, _at(b, starts, n, 4), I32, 4), I64)
+                           for n in (loop.index, b.add(loop.index, I64(1))))
+            with cgutils.for_range_slice(b, first, last, I64(1), intp=I64) as (n, _):
+                w, place = (_at(b, a, n, 4 * SLICE) for a in (values, places))
+                for k, total in enumerate(totals):
+                    column = b.zext(_load(b, _at(b, place, I64(k), 4), I32, 4), I64)
+                    b.store(b.call(fma, [_load(b, _at(b, w, I64(k), 4), F32, 4),
+                                         _load(b, _at(b, x, column, 4), F32, 4), b.load(total)]), total)
+            for k, total in enumerate(totals):
+                row = b.zext(_load(b, _at(b, _at(b, order, loop.index, 4 * SLICE), I64(k), 4), I32, 4), I64)
+                target = _at(b, y, row, 4)
+                b.store(b.fadd(_load(b, target, F32, 4), b.load(total)), b.bitcast(target, F32.as_pointer())).align = 4
+        return context.get_dummy_value()
+    return types.void(*[types.intp] * 7), emit
+
+
+@intrinsic
+def _lane(typing, first, last, places, values, x, sums):
+    """sums (32) = one row of a "sliced" matrix, from its slot `first` to before `last`, times x (C, 32)."""
+    def emit(context, b, signature, args):
+        first, last, *addresses = args
+        places, values, x, sums = (b.inttoptr(a, I8.as_pointer()) for a in addresses)
+        fma = cgutils.get_or_insert_function(b.module, ir.FunctionType(V, [V] * 3), f"llvm.fma.v{LANES}f32")
+        offsets = range(0, WIDE, LANES)
+        totals = [[cgutils.alloca_once(b, V) for _ in offsets] for _ in range(2)]
+        for total in (t for turn in totals for t in turn):
+            b.store(ir.Constant(V, None), total)
+
+        def weigh(n, turn):
+            column = b.zext(_load(b, _at(b, places, n, 4 * SLICE), I32, 4), I64)
+            w, row = _splat(b, _load(b, _at(b, values, n, 4 * SLICE), F32, 4)), _at(b, x, column, 4 * WIDE)
+            for k, total in zip(offsets, totals[turn]):
+                b.store(b.call(fma, [w, _load(b, _at(b, row, I64(k), 4), V, 4), b.load(total)]), total)
+        _in_turn(b, first, last, 2, weigh)
+        for k, two in zip(offsets, zip(*totals)):
+            b.store(b.fadd(*map(b.load, two)), b.bitcast(_at(b, sums, I64(k), 4), V.as_pointer())).align = 4
+        return context.get_dummy_value()
+    return types.void(*[types.intp] * 6), emit
+
+
+@compiled
+def _sliced(rows, starts, places, order, values, x, x_step, y, y_step, columns):
+    if columns >= 4:
+        return _sliced_of_many(rows, starts, places, order, values, x, x_step, y, y_step, columns)
+    s, p, o, v = starts.ctypes.data, places.ctypes.data, order.ctypes.data, values.ctypes.data
+    for k in range(columns):
+        _slices(len(starts) - 1, s, p, o, v, x + 4 * k * x_step, y + 4 * k * y_step)
+
+
+@compiled
+def _sliced_of_many(rows, starts, places, order, values, x, x_step, y, y_step, columns):
+    """Columns side by side: each weight is then multiplied by as many numbers that lie in a row."""
+    used = 0
+    for place in places:
+        used = max(used, np.int64(place) + 1)
+    across, sums = aligned_rows(used, WIDE), aligned_rows(SLICE, WIDE)
+    for start in range(0, columns, WIDE):
+        n = min(WIDE, columns - start)
+        for k in range(n):
+            for c in range(used):
+                across[c, k] = _float_at(x + 4 * ((start + k) * x_step + c))
+        for block in range(len(starts) - 1):
+            lanes = min(SLICE, rows - block * SLICE)
+            for r in range(lanes):
+                _lane(np.int64(starts[block]), np.int64(starts[block + 1]), places.ctypes.data + 4 * r,
+                      values.ctypes.data + 4 * r, across.ctypes.data, sums[r].ctypes.data)
+            for k in range(n):
+                for r in range(lanes):
+                    _add_at(y + 4 * ((start + k) * y_step + np.int64(order[block * SLICE + r])), sums[r, k])
+
+
+@compiled
 def _csr(rows, starts, columns_of, values, x, x_step, y, y_step, columns):
     for row in range(rows):
         for k in range(columns):
@@ -195,14 +295,6 @@ def _csr(rows, starts, columns_of, values, x, x_step, y, y_step, columns):
             for n in range(starts[row], starts[row + 1]):
                 total += values[n] * _float_at(x + 4 * (k * x_step + np.int64(columns_of[n])))
             _add_at(y + 4 * (k * y_step + row), total)
-
-
-@compiled
-def aligned_rows(n, width):
-    """Zeros (n, width), each row at the start of a cache line if width is a multiple of 16."""
-    room = np.zeros(n * width + 16, np.float32)
-    start = (-room.ctypes.data) % 64 // 4
-    return room[start:start + n * width].reshape(n, width)
 
 
 @compiled
@@ -222,76 +314,3 @@ def tanh_(y, n):
 def elu_(y, n):
     for j in range(n):
         y[j] = y[j] if y[j] > 0 else exp(y[j]) - np.float32(1)
-
-
-@compiled
-def pack_windows(W, mask):
-    """W, mask (R, C) -> (starts, places, indices (slots, 16), values (slots, 16)) of the layout "gather", whose windows
-    start at multiples of 8, so that half a register never straddles two cache lines."""
-    rows, columns = W.shape
-    blocks = (rows + LANES - 1) // LANES
-    starts = np.zeros(blocks + 1, np.uint32)
-    room = 1024
-    places, indices = np.zeros(room, np.uint32), np.zeros((room, LANES), np.uint8)
-    values = np.zeros((room, LANES), W.dtype)
-    at, following = np.zeros(LANES, np.int64), 0
-    for block in range(blocks):
-        lanes = min(LANES, rows - block * LANES)
-        for r in range(lanes):
-            at[r] = _next(mask[block * LANES + r], 0)
-        while True:
-            first = columns
-            for r in range(lanes):
-                first = min(first, at[r])
-            if first == columns:
-                break
-            first -= first % 8
-            if following == room:
-                room *= 2
-                places, indices, values = _longer(places), _longer(indices), _longer(values)
-            places[following] = first
-            for r in range(lanes):
-                if at[r] < min(first + 32, columns):
-                    row = block * LANES + r
-                    indices[following, r], values[following, r] = at[r] - first, W[row, at[r]]
-                    at[r] = _next(mask[row], at[r] + 1)
-            following += 1
-        starts[block + 1] = following
-    return starts, places[:following].copy(), indices[:following].copy(), values[:following].copy()
-
-
-@compiled
-def pack_slots(W, mask):
-    """W, mask (R, C) -> (starts, places, values (slots, 16)) of the layouts "block16" and "dense"."""
-    rows, columns = W.shape
-    blocks = (rows + LANES - 1) // LANES
-    starts = np.zeros(blocks + 1, np.uint32)
-    for block in range(blocks):
-        count = 0
-        for c in range(columns):
-            count += mask[block * LANES:(block + 1) * LANES, c].any()
-        starts[block + 1] = starts[block] + count
-    places, values = np.zeros(starts[-1], np.uint32), np.zeros((starts[-1], LANES), W.dtype)
-    following = 0
-    for block in range(blocks):
-        for c in range(columns):
-            if mask[block * LANES:(block + 1) * LANES, c].any():
-                places[following] = c
-                for r in range(min(LANES, rows - block * LANES)):
-                    values[following, r] = W[block * LANES + r, c]
-                following += 1
-    return starts, places, values
-
-
-@compiled
-def _next(row, c):
-    while c < len(row) and not row[c]:
-        c += 1
-    return c
-
-
-@compiled
-def _longer(a):
-    b = np.zeros((2 * len(a),) + a.shape[1:], a.dtype)
-    b[:len(a)] = a
-    return b

@@ -152,7 +152,7 @@ w = {n: rng.normal(size=s).astype(np.float32) / 8 for n, s in
      (("weight_ih_l0", (96, 40)), ("weight_hh_l0", (96, 24)), ("bias_ih_l0", (96,)))}
 masks = {n: rng.random(a.shape) < 0.05 for n, a in w.items() if a.ndim == 2}
 x = rng.normal(size=(9, 40)).astype(np.float32)
-made = {kind: cells.lstm(w, masks, kind=kind) for kind in (None, "dense", "block16", "gather", "csr")}
+made = {kind: cells.lstm(w, masks, kind=kind) for kind in (None, "dense", "block16", "gather", "sliced", "csr")}
 assert "gather" not in {m.kind for m in made[None].matrices}
 ys = [cell.run(x)[0] for cell in made.values()]
 assert all(np.abs(y - ys[0]).max() < 1e-5 for y in ys) and np.abs(ys[0]).mean() > 0.01

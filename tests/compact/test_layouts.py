@@ -38,7 +38,7 @@ def multiplied(layout, x):
 
 
 @settings(max_examples=60, deadline=None)
-@given(matrices(), st.sampled_from(layouts.KINDS), st.sampled_from(list(layouts.VALUES)), st.integers(1, 9))
+@given(matrices(), st.sampled_from(layouts.KINDS), st.sampled_from(list(layouts.VALUES)), st.integers(1, 70))
 def test_a_packed_matrix_is_the_matrix(matrix, kind, values, columns):
     W, mask = matrix
     layout = layouts.pack(W, mask, kind, values)
@@ -76,6 +76,13 @@ def test_equal_counts_leave_no_lane_empty():
     assert layouts.pack(np.ones(blocks.shape), blocks, "block16").slots == blocks[::16].sum()
 
 
+def test_rows_of_like_length_share_a_slice():
+    mask = np.tril(np.ones((64, 64), bool))[np.random.default_rng(0).permutation(64)]
+    layout = layouts.pack(np.ones(mask.shape), mask, "sliced")
+    assert layout.slots == sum(range(8, 65, 8)) and (layout.to_dense() == mask).all()
+    assert layouts.pack(np.ones((3, 5)), np.zeros((3, 5), bool), "sliced").slots == 0
+
+
 def test_dense_stores_the_region_only():
     region = np.kron(np.eye(2, dtype=bool), np.ones((32, 20), bool))
     W = np.random.default_rng(0).normal(size=region.shape).astype(np.float32) * region
@@ -90,10 +97,11 @@ def test_the_quickest_kind_is_chosen(monkeypatch):
     single[3, 5] = True
     for cpu in (True, False):                                      # without AVX-512 there is nothing to fetch with
         monkeypatch.setattr(layouts, "cpu_features", lambda cpu=cpu: cpu)
-        for mask, kinds in ((scattered, {"gather"} if cpu else {"csr", "block16"}), (blocks, {"block16"}),
-                            (full, {"dense"}), (single, {"csr", "block16"} | ({"gather"} if cpu else set()))):
-            kind, why = layouts.choose(mask)
-            assert kind in kinds and f"{mask.mean():.1%} of 65,536" in why
+        for mask, columns, kind in ((scattered, 1, "gather" if cpu else "sliced"), (scattered, 4, "sliced"),
+                                    (blocks, 1, "block16"), (blocks, 4, "block16"), (full, 1, "dense"),
+                                    (full, 4, "dense"), (single, 1, "block16")):
+            chosen, why = layouts.choose(mask, columns=columns)
+            assert chosen == kind and f"{mask.mean():.1%} of 65,536" in why
             assert ("gather" in why) == cpu and layouts.pack(full.astype(float), mask).kind in layouts.KINDS
 
 
