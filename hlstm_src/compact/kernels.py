@@ -206,28 +206,29 @@ def aligned_rows(n, width):
 
 @intrinsic
 def _slices(typing, count, starts, places, order, values, x, y):
-    """y += a "sliced" matrix times one column of x: eight rows in step, so that no addition waits for the one before
-    and the processor seldom guesses wrongly where rows end."""
+    """y += a "sliced" matrix times one column of x. Eight rows share a register of sums and an end of the loop: rows
+    of their own would each make the processor guess where they end."""
     def emit(context, b, signature, args):
         count, *addresses = args
         starts, places, order, values, x, y = (b.inttoptr(a, I8.as_pointer()) for a in addresses)
-        fma = cgutils.get_or_insert_function(b.module, ir.FunctionType(F32, [F32] * 3), "llvm.fma.f32")
-        totals = [cgutils.alloca_once(b, F32) for _ in range(SLICE)]
+        eight = ir.VectorType(F32, SLICE)
+        fma = cgutils.get_or_insert_function(b.module, ir.FunctionType(eight, [eight] * 3), f"llvm.fma.v{SLICE}f32")
+        sums = cgutils.alloca_once(b, eight)
         with cgutils.for_range(b, count) as loop:
-            for total in totals:
-                b.store(F32(0), total)
+            b.store(ir.Constant(eight, None), sums)
             first, last = (b.zext(_load(b, _at(b, starts, n, 4), I32, 4), I64)
                            for n in (loop.index, b.add(loop.index, I64(1))))
             with cgutils.for_range_slice(b, first, last, I64(1), intp=I64) as (n, _):
-                w, place = (_at(b, a, n, 4 * SLICE) for a in (values, places))
-                for k, total in enumerate(totals):
+                part, place = ir.Constant(eight, ir.Undefined), _at(b, places, n, 4 * SLICE)
+                for k in range(SLICE):
                     column = b.zext(_load(b, _at(b, place, I64(k), 4), I32, 4), I64)
-                    b.store(b.call(fma, [_load(b, _at(b, w, I64(k), 4), F32, 4),
-                                         _load(b, _at(b, x, column, 4), F32, 4), b.load(total)]), total)
-            for k, total in enumerate(totals):
+                    part = b.insert_element(part, _load(b, _at(b, x, column, 4), F32, 4), I32(k))
+                b.store(b.call(fma, [_load(b, _at(b, values, n, 4 * SLICE), eight, 4), part, b.load(sums)]), sums)
+            for k in range(SLICE):
                 row = b.zext(_load(b, _at(b, _at(b, order, loop.index, 4 * SLICE), I64(k), 4), I32, 4), I64)
                 target = _at(b, y, row, 4)
-                b.store(b.fadd(_load(b, target, F32, 4), b.load(total)), b.bitcast(target, F32.as_pointer())).align = 4
+                total = b.fadd(_load(b, target, F32, 4), b.extract_element(b.load(sums), I32(k)))
+                b.store(total, b.bitcast(target, F32.as_pointer())).align = 4
         return context.get_dummy_value()
     return types.void(*[types.intp] * 7), emit
 

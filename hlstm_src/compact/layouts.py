@@ -8,7 +8,7 @@ to row r of the block. A block's slots stand one behind the other and are read o
     gather    a slot holds at most one live connection of each row, all within a window of 32 columns; the window of
               x lies in two registers, and one instruction (vpermi2ps) fetches each row's x from it
     sliced    rows in the order of their numbers of live connections, eight at a time: a slot holds the next one of
-              each, wherever it stands (Kreutzer et al., 2014). Eight rows advance in step, a weight at a time; with
+              each, wherever it stands (Kreutzer et al., 2014), and eight values of x are fetched one by one; with
               many columns of x side by side, each weight is multiplied by 16 of them at once. For any CPU
     csr       the textbook's: for each row its live columns and their weights; for any CPU, and quick on none
 
@@ -216,8 +216,8 @@ def _longer(a):
 # Cycles of a slot of each kind, for one column of x and for each of many, with AVX-512 and without, and bytes a cycle
 # from the cache behind L2. Measured on AMD EPYC processors, Zen 4 and Zen 3 (where without AVX-512, as "sliced" is).
 # They decide speed only; where they are wrong, a slower layout is taken.
-CYCLES = {True: {"dense": (2.8, 1.1), "block16": (2.8, 1.1), "gather": (4.4, 2.8), "sliced": (10, 2)},
-          False: {"dense": (4, 1.15), "block16": (4, 1.15), "sliced": (10, 2)}}
+CYCLES = {True: {"dense": (2.8, 1.1), "block16": (2.8, 1.1), "gather": (4.4, 2.8), "sliced": (8, 2)},
+          False: {"dense": (4, 1.15), "block16": (4, 1.15), "sliced": (8, 2)}}
 L2, FAR_BYTES = 1 << 20, 24
 
 
