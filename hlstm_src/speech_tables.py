@@ -39,6 +39,7 @@ def tab_ds2_training(profile: str, root: str | Path | None = None) -> Table:
     rows = [("LSTM x5", "lstm_x5", BASELINE), ("H-LSTM x3", "hlstm_x3", DENSE),
             ("prune only: accurate", None, f"{DENSE}-prune"), ("grow and prune: accurate", "accurate", ACCURATE),
             ("prune only: compact", None, f"{COMPACT}-prune"), ("grow and prune: compact", "compact", COMPACT),
+            ("pruned gradually: compact", None, f"{COMPACT}-gradual"),
             ("small LSTM, dense", None, "ds2-small-lstm"), ("small H-LSTM, dense", None, "ds2-small-hlstm")]
     return compare("tab-ds2-training", "Ways to a small recogniser", "deepspeech2", rows,
                    [SIZE, COMPRESSION, WER, CER, WORDS], profile if profile in records.KEPT else None, root)
