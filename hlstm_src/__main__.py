@@ -43,15 +43,20 @@ def run(name: Annotated[str, typer.Argument(help="experiment, such as ds2-lstm5"
 
 
 @app.command()
-def evaluate(model: Annotated[Path, typer.Argument(help="a .safetensors file that `run` wrote")],
+def evaluate(model: Annotated[Path, typer.Argument(help="a .safetensors file that `run` or `pack` wrote")],
              corpus: Annotated[Path | None, typer.Option(help="its corpus, such as data/an4 or data/ucm")] = None,
              split: Annotated[str, typer.Option(help="train, valid or test")] = "test",
              limit: Annotated[int | None, typer.Option(min=1, help="only so many utterances or pictures")] = None,
              show: Annotated[int, typer.Option(help="print so many transcripts or captions")] = 0):
-    """Score a stored model on a corpus."""
+    """Score a stored model on a corpus, a compact one on the engine."""
     from . import experiments
-    opened = None if corpus is None else experiments.open_corpus(model, corpus)
-    rates, heard = experiments.evaluate(model, opened, split, limit=limit)
+    from .masks import load_tensors
+    if "kind" in load_tensors(model)[1]:                           # `pack` wrote it
+        from . import packed
+        opened, rates, heard = packed.evaluate(model, corpus, split, limit)
+    else:
+        opened = None if corpus is None else experiments.open_corpus(model, corpus)
+        rates, heard = experiments.evaluate(model, opened, split, limit=limit)
     if "error" in rates:
         return print(f"{model.name} on the interlock, {split}: error {rates['error']:.4f} %; {len(heard)} sequences")
     if "cider" in rates:

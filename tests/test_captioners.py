@@ -8,6 +8,7 @@ import torch
 from hlstm_src import caption_scores, experiments, profiles, records, rivals
 from hlstm_src.corpora import CaptionCorpus
 from hlstm_src.counting import count
+from hlstm_src.masks import load_tensors, save_tensors
 from hlstm_src.neuraltalk import NeuralTalk, caption_loss, collate
 from hlstm_src.tasks import CaptionTask, tokens
 from tests.captions import SIZES, make_corpus, trained
@@ -218,3 +219,21 @@ def test_every_captioner_can_be_built_and_takes_the_epochs_of_its_profile(profil
         else:
             assert schedule == {"epochs": sizes.epochs}
         assert recipe.settings.lr == sizes.lr
+
+
+def test_a_packed_captioner_scores_the_same_on_the_engine(made, folder, corpus, tmp_path):
+    pytest.importorskip("numba")
+    from hlstm_src import packed
+    from hlstm_src.compact.pack import pack
+    record, file = stored("nt-hlstm1-gp")
+    pack(file, tmp_path / "compact")
+    opened, found, said = packed.evaluate(tmp_path / "compact", folder)
+    assert opened.name == corpus.name and said == [s["hypothesis"] for s in record.samples]
+    assert len(found) > 3 and found == {name: record.scores[name] for name in found}
+    assert packed.evaluate(tmp_path / "compact", folder, limit=2)[2] == said[:2]
+    with pytest.raises(ValueError, match="a captioner is scored on a corpus; name its folder, such as data/ucm"):
+        packed.evaluate(tmp_path / "compact", None)
+    tensors, metadata = load_tensors(tmp_path / "compact")
+    save_tensors(tmp_path / "other", tensors, metadata | {"vocabulary": ["other", *metadata["vocabulary"][1:]]})
+    with pytest.raises(ValueError, match="its vocabulary is not that of"):
+        packed.evaluate(tmp_path / "other", folder)

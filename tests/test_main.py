@@ -128,6 +128,15 @@ def test_run_report_and_evaluate_tell_the_same(call, corpus, tmp_path):
     code, out, _ = call("report", "--profile", "smoke")
     assert code == 0 and "ds2-lstm5" in out and f"{record.scores['wer']:.1f}" in out
 
+    pytest.importorskip("numba")
+    packed = tmp_path / "small.compact"
+    assert call("pack", model, packed)[0] == 0
+    code, _, err = call("evaluate", packed)
+    assert code == 1 and f"{packed}: a recogniser is scored on a corpus" in one_line(err)
+    code, out, _ = call("evaluate", packed, "--corpus", corpus, "--show", 1)
+    assert code == 0 and f"tones test: WER {record.scores['wer']:.4f} %" in out and "5 utterances" in out
+    assert f"CER {record.scores['cer']:.4f} %" in out and f"heard  {record.samples[0]['hypothesis']}\n" in out
+
 
 def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(call, corpus, root, tmp_path):
     """In a real process: it ends with 130 and says how to go on; then it is as if nothing had happened."""

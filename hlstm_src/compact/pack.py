@@ -19,7 +19,7 @@ def pack(source: Path, target: Path, values: str = "fp16") -> int:
     kind = KINDS.get(metadata.get("benchmark", "speech"))
     if kind is None:
         raise ValueError(f"{source}: neither a recogniser nor a captioner, and only those can be packed")
-    needed = {"recogniser": ("alphabet",), "captioner": ("vocabulary", "longest", "encoder")}[kind]
+    needed = {"recogniser": ("alphabet",), "captioner": ("vocabulary", "longest", "encoder", "java")}[kind]
     about = {"kind": kind, "model": metadata["model"], **{name: metadata[name] for name in needed}, "provenance": {
         "experiment": metadata.get("experiment"), "profile": metadata.get("profile"), "seed": metadata.get("seed"),
         "source_sha256": hashlib.sha256(source.read_bytes()).hexdigest()}}
