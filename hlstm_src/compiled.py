@@ -6,7 +6,8 @@ from pathlib import Path
 from numba import njit
 
 FILES = tuple(Path(__file__).parent / f"{name}.py" for name in (
-    "compiled", "gates", "products", "team", "steps", "compact/kernels", "compact/cells", "compact/captioner"))
+    "compiled", "gates", "products", "team", "steps", "compact/kernels", "compact/layouts", "compact/cells",
+    "compact/captioner"))
 
 
 def stamp(function) -> tuple[int, ...]:

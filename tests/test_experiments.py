@@ -345,7 +345,7 @@ def test_recognisers_train_for_equal_epochs_and_the_small_ones_are_alike(profile
         if schedule is None:
             density, schedule = rivals.rival(made.schedule["rival"], **{k: v for k, v in made.schedule.items()
                                                                         if k != "rival"})
-        assert schedule.epochs_left == sizes.epochs and (density is None) == isinstance(schedule, Dense)
+        assert schedule.epochs_left == sizes.epochs and (density is None) == (type(schedule) is Dense)
         live[name] = cells[name] * made.schedule.get("density", 1)
     most = cells["ds2-lstm5"] / 23.5                               # the paper's factor of FLOPs
     for name in GRID:
