@@ -4,9 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before torch is imported: several workers on two cores must not fight for them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A busy machine is no bug: what a test takes decides nothing.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 def pytest_collection_modifyitems(items):
