@@ -92,6 +92,12 @@ CATALOGUE |= {
                                         layers=3, rival="prune-only", compact=True),
     "ds2-hlstm3-compact-gradual": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, pruned gradually, compact",
                                           cell="hlstm", layers=3, rival="gradual", compact=True),
+    "ds2-hlstm3-compact-gp-gradual": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, grown, pruned gradually, "
+                                             "compact", cell="hlstm", layers=3, rival="gp-gradual", compact=True),
+    "ds2-hlstm3-gradual": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, pruned gradually, accurate",
+                                  cell="hlstm", layers=3, rival="gradual"),
+    "ds2-hlstm3-gp-gradual": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, grown, pruned gradually, accurate",
+                                     cell="hlstm", layers=3, rival="gp-gradual"),
     "ds2-small-lstm": partial(_recogniser, title="DeepSpeech2, LSTM x5 as small as the compact model", cell="lstm",
                               layers=5, rival="small-dense"),
     "ds2-small-hlstm": partial(_recogniser, title="DeepSpeech2, H-LSTM x3 as small as the compact model", cell="hlstm",

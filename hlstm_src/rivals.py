@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from .growprune import Gradients, best_dormant, prune_to, sleep
+from .growprune import Gradients, best_dormant, check, grow, prune_to, sleep
 from .masks import ConnectionMasks, random_scores, seeded
 from .schedule import Dense, Event, GrowPruneSchedule, between
 
@@ -30,6 +30,7 @@ RIVALS = {
     "gp-no-growth": "grow-and-prune's sparse seed and its pruning, no growth",
     "gp-random": "grow-and-prune; as many connections grow, but anywhere",
     "gp-sized": "grow-and-prune; woken connections begin as large as the others are, not at zero",
+    "gp-gradual": "grow-and-prune within one training: sparse seed, growth by gradient, then pruned gradually",
     "gp": "grow-and-prune: sparse seed, growth by gradient, rounds of pruning and retraining",
 }
 
@@ -42,7 +43,8 @@ def rival(name: str, *, epochs: int, density: float, seed_density: float = 0.5, 
     Every schedule takes exactly `epochs` epochs; all but "dense" and "small-dense" end with as many live connections
     as a random seed of `density` has. Those that first train and then prune train for about `train_share` of the
     epochs and prune in `rounds` rounds of equal length ("one-shot": one round as long as all of them);
-    `growth_epochs` is a quarter of the first stretch unless given. `seed` is that of random growth.
+    `growth_epochs` is a quarter of the first stretch ("gp-gradual": an eighth of all epochs) unless given. `seed` is
+    that of random growth.
 
     Raises ValueError for an unknown name, for too few epochs, or for a seed sparser than the goal.
     """
@@ -58,6 +60,7 @@ def rival(name: str, *, epochs: int, density: float, seed_density: float = 0.5, 
         raise ValueError(f"a seed of density {seed_density} cannot be pruned to {density}; choose a denser seed")
     flow = {"train_epochs": train, "rounds": rounds, "retrain_epochs": retrain, "growth_epochs": 0,
             "density": density, "tolerance": None, "per": per}
+    early = max(1, epochs // 8)
     grown = flow | {"growth_epochs": max(1, round(train / 4)) if growth_epochs is None else growth_epochs,
                     "growth_ratio": growth_ratio, "seed": seed}
     return {
@@ -66,6 +69,8 @@ def rival(name: str, *, epochs: int, density: float, seed_density: float = 0.5, 
         "one-shot": lambda: (1.0, GrowPruneSchedule(**flow | {"rounds": 1, "retrain_epochs": rounds * retrain})),
         "prune-only": lambda: (1.0, GrowPruneSchedule(**flow)),
         "gradual": lambda: (1.0, Gradual(epochs, density=density, per=per)),
+        "gp-gradual": lambda: (seed_density, Gradual(epochs, density=density, per=per, growth_ratio=growth_ratio,
+                                                     growth_epochs=early if growth_epochs is None else growth_epochs)),
         "imp": lambda: (1.0, Rewinding(epochs, density=density, rounds=rounds, per=per)),
         "set": lambda: (density, Rewiring(epochs, growth="random", seed=seed)),
         "rigl": lambda: (density, Rewiring(epochs, growth="gradient", seed=seed)),
@@ -78,9 +83,12 @@ def rival(name: str, *, epochs: int, density: float, seed_density: float = 0.5, 
 
 @dataclass
 class Gradual(Dense):
-    """One training in which density falls from 1 along a cubic, fast at first (Zhu and Gupta, 2017).
+    """One training in which density falls along a cubic, fast at first (Zhu and Gupta, 2017).
 
     Prunes after each epoch from the share `first` of the training to the share `last`; then trains what is left.
+    With `growth_epochs` the network, then begun sparse, first grows at the end of so many epochs, as in
+    GrowPruneSchedule: the paper's flow, but with small steps down instead of large ones, and without restarts of the
+    learning rate. Raises ValueError if no epoch is left to prune in.
     """
     phase: str = "train"
     density: float = 0.1
@@ -88,19 +96,39 @@ class Gradual(Dense):
     last: float = 0.75
     per: str = "matrix"
     structure: str | None = None
+    growth_epochs: int = 0
+    growth_ratio: float = 0.8
+    growth_batches: int | None = None
+    absolute: bool = False
+    top: float = 1.0           # density before the first pruning
 
     def __post_init__(self):
-        self._start = int(self.first * self.epochs)
+        self._start = max(int(self.first * self.epochs), self.growth_epochs)
         self._stop = int(self.last * self.epochs)
         if not 0 <= self._start < self._stop < self.epochs:
-            raise ValueError(f"of {self.epochs} epochs none lies between the shares {self.first} and {self.last}")
+            raise ValueError(f"of {self.epochs} epochs none lies between the shares {self.first} and {self.last}"
+                             + f", {self.growth_epochs} of growth before them" * (self.growth_epochs > 0))
+        if self.growth_epochs < 0:
+            raise ValueError(f"growth_epochs {self.growth_epochs} must be at least 0")
+        check("growth_ratio", self.growth_ratio, self.per)
+
+    @property
+    def growing(self) -> bool:
+        return self.at < self.growth_epochs
 
     def end_epoch(self, masks: ConnectionMasks, gradients: Gradients, score: float) -> Event | None:
+        growing = self.growing
         super().end_epoch(masks, gradients, score)
-        if not self._start < self.at <= self._stop:
+        if growing:
+            woken = grow(masks, gradients.sums, self.growth_ratio, per=self.per)
+            gradients.clear()
+            return Event.now("grow", masks, note=f"{woken} connections woken")
+        if self.at <= self._start or self.at > self._stop:
             return None
+        if self.at == self._start + 1:
+            self.top = masks.density()
         left = (self._stop - self.at) / (self._stop - self._start)
-        prune_to(masks, self.density + (1 - self.density) * left ** 3, per=self.per, structure=self.structure)
+        prune_to(masks, self.density + (self.top - self.density) * left ** 3, per=self.per, structure=self.structure)
         return Event.now("prune", masks)
 
 

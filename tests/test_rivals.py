@@ -34,6 +34,7 @@ def run(name, epochs=12, density=0.25, stop=None, scores=None, **options) -> Run
 @given(st.data(), st.sampled_from(SPARSE), st.integers(2, 14), st.floats(0.01, 0.5),
        st.sampled_from(["matrix", "global"]))
 def test_equal_epochs_and_equal_density_whatever_the_scores(data, name, epochs, density, per):
+    epochs = max(epochs, 3) if name == "gp-gradual" else epochs             # in one it grows, in one it prunes
     rounds = data.draw(st.integers(1, epochs - 1))
     scores = data.draw(st.lists(st.floats(), min_size=epochs, max_size=epochs))
     made = run(name, epochs, density, scores=scores, rounds=rounds, per=per)
@@ -89,7 +90,8 @@ def test_a_seed_changes_what_is_drawn_and_nothing_else():
     (dict(name="lottery"), "'lottery': choose one of dense, small-dense"), (dict(density=0), "density 0"),
     (dict(density=1.5), "density 1.5"), (dict(epochs=4, rounds=4), "4 epochs are too few for 4 rounds"),
     (dict(rounds=0), "0 rounds"), (dict(density=0.6), "density 0.5 cannot be pruned to 0.6"),
-    (dict(name="imp", epochs=4, rounds=4), "too few"), (dict(name="gradual", epochs=1, rounds=1), "too few")])
+    (dict(name="imp", epochs=4, rounds=4), "too few"), (dict(name="gradual", epochs=1, rounds=1), "too few"),
+    (dict(name="gp-gradual", epochs=2, rounds=1), "of 2 epochs none .* 1 of growth before them")])
 def test_what_cannot_be_is_refused_by_name(options, words):
     with pytest.raises(ValueError, match=words):
         rival(**dict(name="gp", epochs=12, density=0.25) | options)
@@ -97,7 +99,9 @@ def test_what_cannot_be_is_refused_by_name(options, words):
 
 @pytest.mark.parametrize("make, words", [
     (lambda: Rewinding(9, rounds=4, rewind=2), "no epoch 2 to rewind to"), (lambda: Rewinding(9, rewind=0), "epoch 0"),
-    (lambda: Gradual(1), "of 1 epochs"), (lambda: Gradual(9, first=0.5, last=0.5), "shares 0.5 and 0.5")])
+    (lambda: Gradual(1), "of 1 epochs"), (lambda: Gradual(9, first=0.5, last=0.5), "shares 0.5 and 0.5"),
+    (lambda: Gradual(9, growth_epochs=6), "6 of growth"), (lambda: Gradual(9, growth_epochs=-1), "growth_epochs -1"),
+    (lambda: Gradual(9, growth_ratio=2.0), "growth_ratio 2.0")])
 def test_a_schedule_that_cannot_be_is_refused_before_it_starts(make, words):
     with pytest.raises(ValueError, match=words):
         make()
@@ -195,6 +199,23 @@ def test_gradual_pruning_follows_the_cubic_and_then_rests():
         passed = min(max((epoch - 4) / 8, 0), 1)
         assert abs(n - 88 * (0.25 + 0.75 * (1 - passed) ** 3)) <= 1, epoch
     assert live[4] == 88 > live[5] and live[-5:] == [22] * 5
+
+
+def test_gradual_grow_and_prune_grows_as_the_paper_does_and_then_follows_the_cubic_from_there():
+    ours, theirs = run("gp-gradual", epochs=16, stop=2, growth_epochs=2), run("gp", epochs=16, stop=2, growth_epochs=2)
+    assert lists(ours.masks) == lists(theirs.masks) and ours.masks.count()[0] > 44
+    assert [e.phase for e in ours.events] == ["grow", "grow"] and ours.gradients.sums == {}
+    top = ours.masks.density()
+    while not ours.schedule.done:
+        assert not ours.schedule.growing
+        ours.step()
+        passed = min(max((ours.epoch - 4) / 8, 0), 1)
+        assert abs(ours.masks.count()[0] - 88 * (0.25 + (top - 0.25) * (1 - passed) ** 3)) <= 2, ours.epoch
+
+
+def test_gradual_grow_and_prune_without_growth_keeps_its_seed_until_it_prunes():
+    made = run("gp-gradual", epochs=16, stop=4, growth_epochs=0)
+    assert made.masks.count()[0] == 44 and made.events == [None] * 4
 
 
 def test_rewinding_brings_back_the_early_weights_of_those_who_live_and_a_fresh_optimiser():

@@ -113,7 +113,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(corpus, tmp_path, 
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("name", ["set", "rigl", "imp", "gradual", "gp-random"])
+@pytest.mark.parametrize("name", ["set", "rigl", "imp", "gradual", "gp-random", "gp-gradual"])
 def test_rivals_killed_within_their_epochs_end_with_the_same_bits(corpus, tmp_path, name):
     def make(checkpoint=None):
         schedule = rival(name, epochs=4, density=0.3, rounds=1)[1]
