@@ -59,9 +59,12 @@ def _layers(s: Speech, cell: str, layers: int, hidden: int | None = None) -> nn.
                                    gate_layers=int(cell == "hlstm"), bias=False) for k in range(layers))
 
 
-def _recogniser(s: Speech, title: str, cell: str, layers: int, rival: str = "dense", compact: bool = False) -> Recipe:
+def _recogniser(s: Speech, title: str, cell: str, layers: int, rival: str = "dense", compact: bool = False,
+                fast: bool = False) -> Recipe:
     """A recogniser. A sparse one ends at the density of the accurate model or, if `compact`, with at least
-    `compression` times fewer live recurrent weights than the LSTM x5 has; "small-dense" is so narrow instead."""
+    `compression` times fewer live recurrent weights than the LSTM x5 has; "small-dense" is so narrow instead. If
+    `fast`, its convolutions are pruned, too, and all connections go in blocks of 16, which any CPU multiplies by
+    quickly."""
     whole, hidden = _layers(s, cell, layers), s.hidden
     most = rivals.parameters_left(_layers(s, "lstm", 5)) / s.compression
     if rival == "small-dense":
@@ -71,10 +74,13 @@ def _recogniser(s: Speech, title: str, cell: str, layers: int, rival: str = "den
     schedule = {"epochs": s.epochs}
     if rival not in ("dense", "small-dense"):
         schedule |= {"rival": rival, "density": density, "rounds": s.rounds}
+    if fast:
+        schedule |= {"density": {"rnns.*": s.fast[0], "convolutions.*": s.fast[1]}, "structure": "block16"}
     model = {"labels": len(ALPHABET), "cell": cell, "layers": layers, "hidden": hidden, "channels": s.channels,
              "stride": s.stride, "dropout": 0.1} | ({"activation": "tanh"} if cell == "hlstm" else {})
     settings = Settings(lr=s.lr, retrain_lr=s.retrain_lr, precision=s.precision, fused=True)
-    return Recipe(title, model, schedule, settings, {"batch": s.batch, "limit": s.limit, "ordered": s.ordered})
+    return Recipe(title, model, schedule, settings, {"batch": s.batch, "limit": s.limit, "ordered": s.ordered},
+                  masked="[rc]*.weight*" if fast else benchmarks.Speech.masked)
 
 
 CATALOGUE: dict[str, Callable[[Speech | Toy | Captions], Recipe]] = {
@@ -98,6 +104,8 @@ CATALOGUE |= {
                                   cell="hlstm", layers=3, rival="gradual"),
     "ds2-hlstm3-gp-gradual": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, grown, pruned gradually, accurate",
                                      cell="hlstm", layers=3, rival="gp-gradual"),
+    "ds2-hlstm3-fast": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, grown, pruned gradually in blocks, fast",
+                               cell="hlstm", layers=3, rival="gp-gradual", fast=True),
     "ds2-small-lstm": partial(_recogniser, title="DeepSpeech2, LSTM x5 as small as the compact model", cell="lstm",
                               layers=5, rival="small-dense"),
     "ds2-small-hlstm": partial(_recogniser, title="DeepSpeech2, H-LSTM x3 as small as the compact model", cell="hlstm",

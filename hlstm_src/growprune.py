@@ -4,13 +4,14 @@ Neither rule knows which network it acts on: both see masks, weights and gradien
 into the paper's training; rivals.py has other ways to a sparse network.
 """
 
+from collections.abc import Mapping
 from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .masks import ConnectionMasks, live_count, random_scores
+from .masks import ConnectionMasks, density_of, live_count, random_scores
 
 INITS = "zero", "gradient", "sized"
 STRUCTURES = (None, "block16", "balanced", "row", "column")
@@ -127,14 +128,20 @@ def prune(masks: ConnectionMasks, ratio: float, *, per: str = "matrix", structur
     return sum(sleep(masks, names, round(ratio * _live(masks, names)), structure) for names in _groups(masks, per))
 
 
-def prune_to(masks: ConnectionMasks, density: float, *, per: str = "matrix", structure: str | None = None) -> int:
+def prune_to(masks: ConnectionMasks, density: float | Mapping[str, float], *, per: str = "matrix",
+             structure: str | None = None) -> int:
     """Prunes, as `prune` does, to as many live connections as a random seed of that density has; returns how many go.
 
-    Without a structure the count is met exactly: `live_count` in each matrix, or with `per="global"` their sum over
-    all. Who has no more than that loses nothing. Raises ValueError for a density outside [0, 1].
+    density: one number, or one for each pattern of names, as `ConnectionMasks` takes it. Without a structure the count
+    is met exactly: `live_count` in each matrix, or with `per="global"` their sum over all. Who has no more than that
+    loses nothing. Raises ValueError for a density that is missing or outside [0, 1].
     """
-    check("density", density, per, structure)
-    return sum(sleep(masks, names, _live(masks, names) - sum(live_count(masks.masks[name].shape, density)
+    wanted = {name: density_of(name, density) for name in masks.masks}
+    for name, d in wanted.items():
+        if d is None:
+            raise ValueError(f"density of {name}: no pattern of {', '.join(density)} matches it")
+        check("density", d, per, structure)
+    return sum(sleep(masks, names, _live(masks, names) - sum(live_count(masks.masks[name].shape, wanted[name])
                                                              for name in names), structure)
                for names in _groups(masks, per))
 

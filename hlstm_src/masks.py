@@ -143,6 +143,13 @@ def live_count(shape: torch.Size, density: float) -> int:
     return max(round(density * rows * columns), rows, columns)
 
 
+def density_of(name: str, density: float | Mapping[str, float]) -> float | None:
+    """One number for all, or that of the first pattern which matches the name; None where none does."""
+    if isinstance(density, Mapping):
+        return next((d for pattern, d in density.items() if fnmatch(name, pattern)), None)
+    return density
+
+
 def allocate(shapes: Mapping[str, torch.Size], density: float | Mapping[str, float],
              allocation: str = "uniform") -> dict[str, int]:
     """Name -> live connections, for matrices of these shapes (see `ConnectionMasks`).
@@ -150,8 +157,7 @@ def allocate(shapes: Mapping[str, torch.Size], density: float | Mapping[str, flo
     "uniform" is `live_count` of each. "erdos-renyi-kernel" shares out the sum of these, exactly, in proportion to
     the sums of the dimensions: not more than a matrix has, not less than meets each row and column.
     """
-    densities = {name: density if isinstance(density, (int, float)) else
-                 next((d for pattern, d in density.items() if fnmatch(name, pattern)), None) for name in shapes}
+    densities = {name: density_of(name, density) for name in shapes}
     for name, d in densities.items():
         if d is None or not 0 < d <= 1:
             raise ValueError(f"density {d} of {name} must lie in (0, 1]")

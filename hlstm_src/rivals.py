@@ -8,7 +8,7 @@ they are compared by is data, epochs and the final number of connections; the va
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -35,8 +35,9 @@ RIVALS = {
 }
 
 
-def rival(name: str, *, epochs: int, density: float, seed_density: float = 0.5, growth_epochs: int | None = None,
-          growth_ratio: float = 0.8, rounds: int = 4, train_share: float = 0.5, seed: int = 0, per: str = "matrix",
+def rival(name: str, *, epochs: int, density: float | Mapping[str, float], seed_density: float = 0.5,
+          growth_epochs: int | None = None, growth_ratio: float = 0.8, rounds: int = 4, train_share: float = 0.5,
+          seed: int = 0, per: str = "matrix", structure: str | None = None,
           ) -> tuple[float | None, Dense | GrowPruneSchedule]:
     """(density of the masks to start with, schedule) of a rival; None instead of a density: no masks at all.
 
@@ -44,22 +45,30 @@ def rival(name: str, *, epochs: int, density: float, seed_density: float = 0.5, 
     as a random seed of `density` has. Those that first train and then prune train for about `train_share` of the
     epochs and prune in `rounds` rounds of equal length ("one-shot": one round as long as all of them);
     `growth_epochs` is a quarter of the first stretch ("gp-gradual": an eighth of all epochs) unless given. `seed` is
-    that of random growth.
+    that of random growth. `structure` is that of pruning (see `prune`), which then meets the density nearly; *set* and
+    *rigl* have none. The gradual ones take a density for each pattern of names, too.
 
-    Raises ValueError for an unknown name, for too few epochs, or for a seed sparser than the goal.
+    Raises ValueError for an unknown name, for too few epochs, for a seed sparser than the goal, or for a structure or
+    densities that the rival does not take.
     """
     retrain = max(1, int((1 - train_share) * epochs / rounds)) if rounds > 0 else 0
     train = epochs - rounds * retrain
     if name not in RIVALS:
         raise ValueError(f"rival {name!r}: choose one of {', '.join(RIVALS)}")
-    if not 0 < density <= 1:
+    gradual, densities = name.endswith("gradual"), density.values() if isinstance(density, Mapping) else [density]
+    if not all(0 < d <= 1 for d in densities):
         raise ValueError(f"density {density} must lie in (0, 1]")
+    if isinstance(density, Mapping) and not gradual:
+        raise ValueError(f"{name} takes one density; only gradual and gp-gradual take several")
+    if structure and name in ("set", "rigl"):
+        raise ValueError(f"{name} rewires single connections; it takes no structure")
     if rounds < 1 or train < 1:
         raise ValueError(f"{epochs} epochs are too few for {rounds} rounds of pruning, which must be at least 1")
-    if name.startswith("gp") and seed_density < density:
+    if name.startswith("gp") and seed_density < max(densities):
         raise ValueError(f"a seed of density {seed_density} cannot be pruned to {density}; choose a denser seed")
     flow = {"train_epochs": train, "rounds": rounds, "retrain_epochs": retrain, "growth_epochs": 0,
-            "density": density, "tolerance": None, "per": per}
+            "density": density, "tolerance": None, "per": per, "structure": structure}
+    little = {"density": density, "per": per, "structure": structure}
     early = max(1, epochs // 8)
     grown = flow | {"growth_epochs": max(1, round(train / 4)) if growth_epochs is None else growth_epochs,
                     "growth_ratio": growth_ratio, "seed": seed}
@@ -68,10 +77,10 @@ def rival(name: str, *, epochs: int, density: float, seed_density: float = 0.5, 
         "small-dense": lambda: (None, Dense(epochs)),
         "one-shot": lambda: (1.0, GrowPruneSchedule(**flow | {"rounds": 1, "retrain_epochs": rounds * retrain})),
         "prune-only": lambda: (1.0, GrowPruneSchedule(**flow)),
-        "gradual": lambda: (1.0, Gradual(epochs, density=density, per=per)),
-        "gp-gradual": lambda: (seed_density, Gradual(epochs, density=density, per=per, growth_ratio=growth_ratio,
+        "gradual": lambda: (1.0, Gradual(epochs, **little)),
+        "gp-gradual": lambda: (seed_density, Gradual(epochs, **little, growth_ratio=growth_ratio,
                                                      growth_epochs=early if growth_epochs is None else growth_epochs)),
-        "imp": lambda: (1.0, Rewinding(epochs, density=density, rounds=rounds, per=per)),
+        "imp": lambda: (1.0, Rewinding(epochs, rounds=rounds, **little)),
         "set": lambda: (density, Rewiring(epochs, growth="random", seed=seed)),
         "rigl": lambda: (density, Rewiring(epochs, growth="gradient", seed=seed)),
         "gp-no-growth": lambda: (seed_density, GrowPruneSchedule(**flow)),
@@ -91,7 +100,7 @@ class Gradual(Dense):
     learning rate. Raises ValueError if no epoch is left to prune in.
     """
     phase: str = "train"
-    density: float = 0.1
+    density: float | Mapping[str, float] = 0.1             # as `prune_to` takes it
     first: float = 0.25
     last: float = 0.75
     per: str = "matrix"
@@ -127,8 +136,10 @@ class Gradual(Dense):
             return None
         if self.at == self._start + 1:
             self.top = masks.density()
-        left = (self._stop - self.at) / (self._stop - self._start)
-        prune_to(masks, self.density + (self.top - self.density) * left ** 3, per=self.per, structure=self.structure)
+        left = ((self._stop - self.at) / (self._stop - self._start)) ** 3
+        goals = self.density if isinstance(self.density, Mapping) else {"*": self.density}
+        prune_to(masks, {pattern: d + (self.top - d) * left for pattern, d in goals.items()}, per=self.per,
+                 structure=self.structure)
         return Event.now("prune", masks)
 
 
