@@ -22,15 +22,21 @@ from .weights import cell, entries, named, norm, sizes
 class Convolution:
     """One convolution over frames of (bins, channels), batch normalisation folded in, then clipped to [0, 20]."""
 
-    def __init__(self, kernel: np.ndarray, norm: tuple[np.ndarray, np.ndarray], bins: int, lanes: int, stride: tuple):
-        """kernel (out, in, kF, kT); norm: factor and addend for each output; bins and lanes: of a frame of x."""
+    def __init__(self, kernel: np.ndarray, mask: np.ndarray | None, norm: tuple[np.ndarray, np.ndarray], bins: int,
+                 lanes: int, stride: tuple):
+        """kernel and mask (out, in, kF, kT); norm: factor and addend for each output; bins and lanes: of a frame of x.
+
+        Of a pruned kernel those places are stored in which any of 16 outputs has a live connection."""
         out, _, kF, self.kT = kernel.shape
         self.stride, self.lanes, self.bins = stride, -(-out // LANES) * LANES, (bins - kF) // stride[0] + 1
         self.step = bins * lanes                                   # floats of a frame of x
         scale, self.add = norm[0], np.pad(norm[1], (0, self.lanes - out)).astype(np.float32)
-        W = (kernel * scale[:, None, None, None]).transpose(0, 3, 2, 1)                   # (out, kT, kF, in)
-        W = np.pad(W, ((0, 0), (0, 0), (0, 0), (0, lanes - W.shape[3]))).reshape(out, self.kT, kF * lanes)
-        matrix = layouts.pack(W.reshape(out, -1), kind="dense")
+
+        def rows(a: np.ndarray) -> np.ndarray:                     # (out, in, kF, kT) -> (out, kT * kF * lanes)
+            a = a.transpose(0, 3, 2, 1)
+            return np.pad(a, ((0, 0), (0, 0), (0, 0), (0, lanes - a.shape[3]))).reshape(out, -1)
+        W = rows(kernel * scale[:, None, None, None])
+        matrix = layouts.pack(W, kind="dense") if mask is None else layouts.pack(W, rows(mask), kind="block16")
         place = matrix.arrays["places"]                            # within the joined rows -> offsets between frames
         matrix.arrays["places"] = place // (kF * lanes) * np.uint32(self.step) + place % np.uint32(kF * lanes)
         self.matrix, self.across = matrix, stride[0] * lanes       # floats between two output bins' windows
@@ -61,8 +67,8 @@ class Recogniser:
             return file.tensor(name, shape)[0]
         self.convolutions, bins, lanes, ins = [], BINS, 1, 1
         for k, (kF, kT, sF, sT) in enumerate(audio.convolutions(m["stride"])):
-            kernel = dense(f"convolutions.{k}.weight", channels, ins, kF, kT)
-            self.convolutions.append(Convolution(kernel, norm(file, f"norms.{k}", channels), bins, lanes, (sF, sT)))
+            kernel = file.tensor(f"convolutions.{k}.weight", (channels, ins, kF, kT))
+            self.convolutions.append(Convolution(*kernel, norm(file, f"norms.{k}", channels), bins, lanes, (sF, sT)))
             bins, lanes, ins = self.convolutions[-1].bins, self.convolutions[-1].lanes, channels
         self.layers, options = [], {"values": values, "kind": kind}
         for k in range(m["layers"]):

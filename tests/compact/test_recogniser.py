@@ -23,13 +23,15 @@ from hlstm_src.compact.recogniser import beam_search, greedy
 from hlstm_src.corpora import SpeechCorpus
 from hlstm_src.deepspeech2 import DeepSpeech2
 from hlstm_src.errors import UserError
+from hlstm_src.growprune import prune
 from hlstm_src.masks import ConnectionMasks, load_tensors, save_model, save_tensors
 
 ROOT = Path(__file__).parents[2]
 KINDS = {"lstm": {"cell": "lstm"}, "gru": {"cell": "gru"}, "hlstm": {"cell": "hlstm", "activation": "tanh"},
          "deep": {"cell": "hlstm", "gate_layers": 2, "activation": "elu"},
          "uneven": {"cell": "hlstm", "gate_width": [3, 4, 5, 6], "activation": "leaky_relu"},
-         "shared": {"cell": "hlstm", "shared_hidden": True}, "coarse": {"cell": "lstm", "stride": 4}}
+         "shared": {"cell": "hlstm", "shared_hidden": True}, "coarse": {"cell": "lstm", "stride": 4},
+         "pruned": {"cell": "hlstm", "channels": 19}}
 
 
 def wave(seconds: float = 1.3, seed: int = 0) -> np.ndarray:
@@ -48,7 +50,9 @@ def folder(tmp_path_factory):
             for key, t in model.state_dict().items():
                 if "norm" in key and t.is_floating_point():
                     t.uniform_(0.5, 1.5)
-        masks = ConnectionMasks(model, "rnns.*weight_*", density=0.3)
+        masks = ConnectionMasks(model, "[rc]*.weight*" if name == "pruned" else "rnns.*weight_*", density=0.3)
+        if name == "pruned":
+            prune(masks, 0.5, structure="block16")
         save_model(folder / f"{name}.safetensors", model, masks,
                    {"format": 1, "benchmark": "speech", "model": made, "alphabet": ALPHABET})
     return folder
@@ -65,6 +69,15 @@ def test_probabilities_and_text_are_those_of_torch(folder, name):
             np.testing.assert_allclose(ours.log_probs(wave(seconds)), theirs, atol=1e-4)
         text = scores.greedy(theirs[None], torch.tensor([len(theirs)]))[0]
         assert ours.transcribe(wave(seconds)) == text
+
+
+def test_of_a_pruned_convolution_only_live_blocks_are_multiplied(folder):
+    path = folder / "pruned.safetensors"
+    masks, model = experiments.load(path)[1], load_compact(path)
+    for k, convolution in enumerate(model.convolutions):
+        mask = masks[f"convolutions.{k}.weight"].flatten(1)
+        blocks = [block.any(0).sum() for block in mask.split(16)]
+        assert convolution.matrix.slots == sum(blocks) < 0.8 * 2 * mask.shape[1]
 
 
 def test_a_stride_that_no_recogniser_has_is_refused(folder, tmp_path):
