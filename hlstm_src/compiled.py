@@ -7,7 +7,7 @@ from numba import njit
 
 FILES = tuple(Path(__file__).parent / f"{name}.py" for name in (
     "compiled", "gates", "products", "team", "steps", "compact/kernels", "compact/layouts", "compact/cells",
-    "compact/captioner"))
+    "compact/captioner", "compact/recogniser"))
 
 
 def stamp(function) -> tuple[int, ...]:

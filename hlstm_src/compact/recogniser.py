@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import audio
 from ..audio import BINS, BLANK
+from ..compiled import compiled
 from . import cells, layouts
 from .format import ModelFile
 from .kernels import aligned, product
@@ -43,15 +44,28 @@ class Convolution:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """x (T, bins * lanes) -> (T', bins' * lanes'), T' = (T - 1) // stride + 1."""
-        T, half = len(x), self.kT // 2
-        room = aligned((T + 2 * half) * self.step + layouts.WINDOW)
-        room[half * self.step:(half + T) * self.step] = x.reshape(-1)
-        y = aligned(((T + 2 * half - self.kT) // self.stride[1] + 1, self.bins, self.lanes))
-        y[:] = self.add
-        for f in range(self.bins):
-            product(self.matrix.packed, room.ctypes.data + 4 * f * self.across, self.stride[1] * self.step,
-                    y.ctypes.data + 4 * f * self.lanes, self.bins * self.lanes, len(y))
-        return np.clip(y, 0, 20, out=y).reshape(len(y), -1)
+        half = self.kT // 2
+        room = aligned((len(x) + 2 * half) * self.step + layouts.WINDOW)
+        room[half * self.step:half * self.step + x.size] = x.reshape(-1)
+        y = aligned(((len(x) - 1) // self.stride[1] + 1, self.bins, self.lanes))
+        _convolve(self.matrix.packed, room, y, self.add, self.across, self.stride[1] * self.step)
+        return y.reshape(len(y), -1)
+
+
+@compiled
+def _convolve(matrix, room, y, add, across, along):
+    """y (T', bins, lanes): products with windows of `room`, `across` floats from bin to bin, `along` from step to step;
+    all bins in one call, because a call from Python takes longer than a bin of a pruned kernel does."""
+    steps, bins, lanes = y.shape
+    for t in range(steps):
+        for f in range(bins):
+            y[t, f] = add
+    for f in range(bins):
+        product(matrix, room[f * across:].ctypes.data, along, y[0, f].ctypes.data, bins * lanes, steps)
+    for t in range(steps):
+        for f in range(bins):
+            for k in range(lanes):
+                y[t, f, k] = min(max(y[t, f, k], np.float32(0)), np.float32(20))
 
 
 class Recogniser:
