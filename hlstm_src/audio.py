@@ -10,6 +10,7 @@ from .errors import UserError
 SAMPLE_RATE = 16_000
 WINDOW, HOP = 320, 160                 # 20 ms and 10 ms
 BINS = WINDOW // 2 + 1                 # 161
+HANN = np.sin(np.pi * np.arange(WINDOW) / WINDOW).astype(np.float32) ** 2
 BLANK = 0
 ALPHABET = "_'ABCDEFGHIJKLMNOPQRSTUVWXYZ "     # position = label; "_" stands for CTC's blank
 
@@ -104,10 +105,10 @@ def spectrogram(samples: np.ndarray) -> np.ndarray:
     """samples (N) -> log magnitudes (T, 161), mean 0 and variance 1: `deepspeech2.spectrogram`, transposed."""
     if len(samples) < WINDOW:
         samples = np.pad(samples, (0, WINDOW - len(samples)))
-    hann = np.sin(np.pi * np.arange(WINDOW) / WINDOW).astype(np.float32) ** 2
-    frames = np.lib.stride_tricks.sliding_window_view(samples, WINDOW)[::HOP] * hann
+    half = samples[:len(samples) // HOP * HOP].reshape(-1, HOP)    # windows overlap by half of their length
+    frames = np.concatenate([half[:-1] * HANN[:HOP], half[1:] * HANN[HOP:]], axis=1)
     loud = np.abs(np.fft.rfft(frames).astype(np.complex64, copy=False)) * np.float32(1000)
     whole = 1 + loud                                               # log1p, but by np.log, which numpy has vectorised;
     spec = np.log(whole) + (loud - (whole - 1)) / whole            # with what the sum was rounded by
-    spec -= spec.mean(dtype=np.float64)
+    spec -= spec.mean()
     return spec / np.sqrt(np.vdot(spec, spec) / spec.size + np.float32(1e-8))

@@ -64,7 +64,7 @@ class Cell:
         """
         T, H = len(x), self.size
         xs, hs = rows_of(x), aligned((T, padded(H)))
-        state = _row(np.zeros(H) if h is None else h, padded(H)), _row(np.zeros(H) if c is None else c, padded(H))
+        state = _row(h, padded(H)), _row(c, padded(H))
         if self.kind == "gru":
             _run_gru(*self.program, xs, hs, state[0], reverse)
             return hs[:, :H], state[0][:H], None
@@ -146,9 +146,11 @@ def _joined(weights: Mapping[str, np.ndarray], name: str, suffix: str, columns: 
     return joined
 
 
-def _row(a, width: int) -> np.ndarray:
+def _row(a: np.ndarray | None, width: int) -> np.ndarray:
+    """a (n) with room behind it, (width); None: zeros."""
     row = aligned(width)
-    row[:len(a)] = a
+    if a is not None:
+        row[:len(a)] = a
     return row
 
 

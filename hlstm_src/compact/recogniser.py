@@ -14,6 +14,7 @@ from .. import audio
 from ..audio import BINS, BLANK
 from ..compiled import compiled
 from . import cells, layouts
+from .cells import STRETCH
 from .format import ModelFile
 from .kernels import aligned, product
 from .layouts import LANES
@@ -57,15 +58,17 @@ def _convolve(matrix, room, y, add, across, along):
     """y (T', bins, lanes): products with windows of `room`, `across` floats from bin to bin, `along` from step to step;
     all bins in one call, because a call from Python takes longer than a bin of a pruned kernel does."""
     steps, bins, lanes = y.shape
-    for t in range(steps):
+    for start in range(0, steps, STRETCH):
+        end = min(start + STRETCH, steps)
         for f in range(bins):
-            y[t, f] = add
-    for f in range(bins):
-        product(matrix, room[f * across:].ctypes.data, along, y[0, f].ctypes.data, bins * lanes, steps)
-    for t in range(steps):
-        for f in range(bins):
-            for k in range(lanes):
-                y[t, f, k] = min(max(y[t, f, k], np.float32(0)), np.float32(20))
+            for t in range(start, end):
+                for k in range(lanes):
+                    y[t, f, k] = add[k]
+            product(matrix, room[start * along + f * across:].ctypes.data, along, y[start, f].ctypes.data, bins * lanes,
+                    end - start)
+            for t in range(start, end):
+                for k in range(lanes):
+                    y[t, f, k] = min(max(y[t, f, k], np.float32(0)), np.float32(20))
 
 
 class Recogniser:
