@@ -100,8 +100,6 @@ CATALOGUE |= {
                                           cell="hlstm", layers=3, rival="gradual", compact=True),
     "ds2-hlstm3-compact-gp-gradual": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, grown, pruned gradually, "
                                              "compact", cell="hlstm", layers=3, rival="gp-gradual", compact=True),
-    "ds2-hlstm3-gradual": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, pruned gradually, accurate",
-                                  cell="hlstm", layers=3, rival="gradual"),
     "ds2-hlstm3-gp-gradual": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, grown, pruned gradually, accurate",
                                      cell="hlstm", layers=3, rival="gp-gradual"),
     "ds2-hlstm3-fast": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, grown, pruned gradually in blocks, fast",

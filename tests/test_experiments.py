@@ -12,7 +12,7 @@ import torch
 from hlstm_src import experiments, profiles, records, rivals
 from hlstm_src.corpora import CorpusError, SpeechCorpus
 from hlstm_src.deepspeech2 import DeepSpeech2, spectrogram
-from hlstm_src.masks import save_tensors
+from hlstm_src.masks import density_of, save_tensors
 from hlstm_src.schedule import Dense
 from hlstm_src.toy import Interlock
 from tests.speech import make_corpus, use_corpus
@@ -340,13 +340,14 @@ def test_recognisers_train_for_equal_epochs_and_the_small_ones_are_alike(profile
         made = experiments.recipe(name, profile)
         with torch.device("meta"):
             network = DeepSpeech2(**made.model)
-        cells[name] = sum(p.numel() for n, p in network.named_parameters() if fnmatch(n, made.masked))
+        masked = {n: p.numel() for n, p in network.named_parameters() if fnmatch(n, made.masked) and p.dim() > 1}
+        cells[name] = sum(masked.values())
         density, schedule = None, Dense(**made.schedule) if "rival" not in made.schedule else None
         if schedule is None:
             density, schedule = rivals.rival(made.schedule["rival"], **{k: v for k, v in made.schedule.items()
                                                                         if k != "rival"})
         assert schedule.epochs_left == sizes.epochs and (density is None) == (type(schedule) is Dense)
-        live[name] = cells[name] * made.schedule.get("density", 1)
+        live[name] = sum(n * density_of(m, made.schedule.get("density", 1)) for m, n in masked.items())
     most = cells["ds2-lstm5"] / 23.5                               # the paper's factor of FLOPs
     for name in GRID:
         if "compact" in name:
@@ -354,6 +355,9 @@ def test_recognisers_train_for_equal_epochs_and_the_small_ones_are_alike(profile
         elif "small" in name and profile in ("desk", "paper"):      # elsewhere a unit more or less is a large step
             assert abs(cells[name] / most - 1) < 0.05
     assert live["ds2-hlstm3-gp"] == live["ds2-hlstm3-prune"] == cells["ds2-hlstm3"] / 2
+    fast = experiments.recipe("ds2-hlstm3-fast", profile)
+    assert fast.schedule["structure"] == "block16" and cells["ds2-hlstm3-fast"] > cells["ds2-hlstm3"]
+    assert sorted(fast.schedule["density"].values()) == sorted(sizes.fast)
     assert profiles.PROFILES[profile].kept == (profile in ("desk", "paper"))
 
 

@@ -240,6 +240,16 @@ def test_pruning_to_a_density_meets_the_count_of_a_random_seed_and_prunes_as_eve
         assert lists(ours) == lists(theirs)
 
 
+@settings(max_examples=60, deadline=None)
+@given(SHAPES, st.lists(st.floats(0, 1), min_size=3, max_size=3), st.integers(0, 10**6))
+def test_each_matrix_is_pruned_to_the_density_of_the_first_pattern_that_fits(shapes, goals, seed):
+    ours, _ = matrices(shapes, 1.0, seed)
+    prune_to(ours, {"m0": goals[0], "m1": goals[1], "m*": goals[2], "m2": 0.123})
+    for name, mask in ours.masks.items():
+        goal = goals[min(int(name[1:]), 2)]
+        assert int(mask.sum()) == int(random_mask(mask.shape, goal).sum())
+
+
 def test_structures_on_a_dense_convolution_reach_the_share():
     """Weights of three and more dimensions are seen as (rows, the rest)."""
     torch.manual_seed(0)
@@ -268,7 +278,8 @@ def test_structures_on_a_dense_convolution_reach_the_share():
     (lambda m, g: grow(m, {"m0": torch.zeros(3, 2)}, 0.5), r"\(2, 3\) for m0"),
     (lambda m, g: prune(m, -0.1), "pruning ratio -0.1"), (lambda m, g: prune(m, 0.5, per="all"), "per='all'"),
     (lambda m, g: prune(m, 0.5, structure="block4"), "structure='block4'.*'block16', 'balanced', 'row' or 'column'"),
-    (lambda m, g: prune_to(m, 1.1), "density 1.1")])
+    (lambda m, g: prune_to(m, 1.1), "density 1.1"), (lambda m, g: prune_to(m, {"*": 1.1}), "density 1.1"),
+    (lambda m, g: prune_to(m, {"rnn.*": 0.1, "out*": 0.2}), r"density of m0: no pattern of rnn.*, out\* matches")])
 def test_bad_arguments_are_refused_by_name_and_change_nothing(call, words):
     masks, gradients = matrices([(2, 3)], 0.5, seed=0)
     before = lists(masks)

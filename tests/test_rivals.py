@@ -91,6 +91,10 @@ def test_a_seed_changes_what_is_drawn_and_nothing_else():
     (dict(density=1.5), "density 1.5"), (dict(epochs=4, rounds=4), "4 epochs are too few for 4 rounds"),
     (dict(rounds=0), "0 rounds"), (dict(density=0.6), "density 0.5 cannot be pruned to 0.6"),
     (dict(name="imp", epochs=4, rounds=4), "too few"), (dict(name="gradual", epochs=1, rounds=1), "too few"),
+    (dict(name="prune-only", density={"*": 0.1}), "prune-only takes one density; only gradual and gp-gradual"),
+    (dict(name="gradual", density={"0.*": 0.1, "2.*": 1.1}), "density .* must lie"),
+    (dict(name="gp-gradual", density={"0.*": 0.1, "2.*": 0.6}), "density 0.5 cannot be pruned"),
+    (dict(name="rigl", structure="row"), "rigl rewires single connections"),
     (dict(name="gp-gradual", epochs=2, rounds=1), "of 2 epochs none .* 1 of growth before them")])
 def test_what_cannot_be_is_refused_by_name(options, words):
     with pytest.raises(ValueError, match=words):
@@ -216,6 +220,24 @@ def test_gradual_grow_and_prune_grows_as_the_paper_does_and_then_follows_the_cub
 def test_gradual_grow_and_prune_without_growth_keeps_its_seed_until_it_prunes():
     made = run("gp-gradual", epochs=16, stop=4, growth_epochs=0)
     assert made.masks.count()[0] == 44 and made.events == [None] * 4
+
+
+@pytest.mark.parametrize("name", ["gradual", "gp-gradual"])
+def test_the_gradual_ones_take_each_matrix_to_a_density_of_its_own(name):
+    made = run(name, epochs=16, density={"0.*": 0.25, "2.*": 0.4})
+    assert {n: int(m.sum()) for n, m in made.masks.masks.items()} == {"0.weight": 12, "2.weight": 16}
+    before = made.states[6]["masks"]                                        # on the way both have lost something
+    assert 12 < before["0.weight"].sum() < 48 and 16 < before["2.weight"].sum() < 40
+
+
+@pytest.mark.parametrize("name", [name for name in SPARSE if name not in ("set", "rigl")])
+def test_a_structure_reaches_every_pruning(name):
+    made = run(name, epochs=16, structure="row", rounds=3)
+    for state, after, event in zip(made.states, [*made.states[1:], made.state()], made.events):
+        for n, mask in after["masks"].items():
+            lost = (state["masks"][n] & ~mask).any(1)
+            assert event is None or event.phase != "prune" or not mask[lost].any()
+    assert any(not mask[row].any() for mask in made.masks.masks.values() for row in range(len(mask)))
 
 
 def test_rewinding_brings_back_the_early_weights_of_those_who_live_and_a_fresh_optimiser():

@@ -55,12 +55,27 @@ def test_latency_is_that_of_the_quickest_engines(tmp_path, microseconds, rates, 
     assert st.tab_ds2_claims(tmp_path).rows[3][1][-1] == "not measured yet"
     times = {"torch, with all weights": 500, "engine": microseconds, "engine, int8": 1, "ds2-lstm5, torch": 100,
              "ds2-lstm5, engine": 130}
-    rows = [{"engine": engine, "microseconds": took} for engine, took in times.items()]
-    (records.folder("desk", tmp_path) / "speech-grid.json").write_text(
-        json.dumps({"experiment": "ds2-hlstm3-compact", "latency": rows}))
-    assert st.speeds(tmp_path) == {"ds2-hlstm3-compact": microseconds, "ds2-lstm5": 100}
+    measured(tmp_path, "grid", "a Xeon", times)
+    assert st.speeds(tmp_path) == {"a Xeon": {"ds2-hlstm3-compact": microseconds, "ds2-lstm5": 100}}
     cells = st.tab_ds2_claims(tmp_path).rows[3][1]
     assert cells[1] == shown and cells[-1] == verdict
+
+
+def measured(root, name, cpu, times):
+    """What `bench speech` writes of the compact model on that processor."""
+    rows = [{"engine": engine, "microseconds": took} for engine, took in times.items()]
+    (records.folder("desk", root) / f"speech-{name}.json").write_text(json.dumps(
+        {"experiment": "ds2-hlstm3-compact", "latency": rows, "provenance": {"cpu": cpu}}))
+
+
+def test_times_of_different_processors_are_not_held_against_each_other(tmp_path):
+    store(tmp_path, ds2_lstm5=(10_000, [11.0]), ds2_hlstm3_compact=(100, [10.0]), ds2_hlstm3_fast=(200, [10.0]))
+    measured(tmp_path, "a", "quick", {"engine": 40, "ds2-lstm5, engine": 50, "ds2-hlstm3-fast, engine": 25})
+    measured(tmp_path, "b", "slow", {"engine": 90, "ds2-lstm5, engine": 100})
+    compact, fast = st.tab_ds2_claims(tmp_path).rows[3:]
+    assert compact[1][:2] == ["compact", "20 % (1.2x), 10 % (1.1x)"] and compact[1][-1] == "not met"
+    assert fast[1][:2] == ["fast", "50 % (2.0x)"] and fast[1][-1] == "met, by one seed"
+    assert "in this order: quick, slow." in st.tab_ds2_claims(tmp_path).notes[2]
 
 
 def test_nothing_is_judged_without_records(tmp_path):
