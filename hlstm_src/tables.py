@@ -154,7 +154,7 @@ def density(share: float) -> str:
 def spread(values: Iterable[float], show: Callable[[float], str] = percent, *, seeds: bool = True) -> str:
     """Mean and range of several seeds: "15.1 (14.8-15.6), n=3".
 
-    A single seed says so. `seeds=False` is for what does not depend on the seed: the number stands
+    A single seed: "15.1, n=1". `seeds=False` is for what does not depend on the seed: the number stands
     alone where all runs agree. No value at all is an en dash.
     """
     values = list(values)
@@ -164,7 +164,7 @@ def spread(values: Iterable[float], show: Callable[[float], str] = percent, *, s
     if not seeds and low == high:
         return mean
     if len(values) == 1:
-        return f"{mean}, one seed"
+        return f"{mean}, n=1"
     return f"{mean} ({low}-{high}), n={len(values)}"
 
 
@@ -272,6 +272,8 @@ def compare(
     notes = [paper.FOOTNOTE] if any(paper.DAGGER in cell for _, cells in lines for cell in cells) else []
     if any(MISSING in cells for _, cells in lines):
         notes.append(f"{MISSING} the paper gives no such figure, or we ran no such model")
+    if any(", n=" in cell for _, cells in lines for cell in cells):
+        notes.append("n: seeds; the number is their mean, in brackets stand the lowest and the highest")
     for group in groups:
         if lacking := [each for each in ran if not runs[group, each]]:
             notes.append(f"{MISSING} no record yet in the profile {group}: {', '.join(lacking)}")

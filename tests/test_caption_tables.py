@@ -67,7 +67,7 @@ def test_cells_are_those_of_records_and_of_the_paper(store):
     assert cell(table, "LSTM x3", DESK, "CIDEr, beam 5") == tables.MISSING
     assert cell(table, "LSTM x3", DESK, "perplexity") == "2.50 (2.50-2.50), n=2"
     assert cell(table, "LSTM x3", "paper", "CIDEr, beam 2") == str(paper.claim("neuraltalk.cider_lstm_x3"))
-    assert cell(table, "H-LSTM x1", LAPTOP, "CIDEr, beam 1") == "120.0, one seed"
+    assert cell(table, "H-LSTM x1", LAPTOP, "CIDEr, beam 1") == "120.0, n=1"
     assert (LAPTOP, "BLEU-4") not in table.columns and (DESK, "BLEU-4") in table.columns
     assert any("MSCOCO" in note for note in table.notes) and any("mini corpus" in note for note in table.notes)
 
@@ -85,7 +85,7 @@ def test_fast_is_the_accurate_model_at_beam_one(store):
     timed(root, "captions-nt-hlstm1-gp", **{"torch, with all weights": 900, "engine": 500, "engine, int8": 100})
     table = ct.tab_neuraltalk_models("laptop", root)
     accurate, fast = "accurate", "fast"
-    assert [cell(table, row, DESK, "CIDEr") for row in (accurate, fast)] == ["310.0, one seed", "300.0, one seed"]
+    assert [cell(table, row, DESK, "CIDEr") for row in (accurate, fast)] == ["310.0, n=1", "300.0, n=1"]
     assert [cell(table, row, DESK, "µs a word") for row in (accurate, fast)] == ["100", "50"]
     assert cell(table, fast, DESK, "cell weights") == cell(table, accurate, DESK, "cell weights") == "400 K"
 
@@ -96,7 +96,7 @@ def test_flowers_stand_alone(store):
         table = ct.tab_neuraltalk_cells(profile, root, "-flowers")
         groups = {group for group, _ in table.columns}
         assert groups == ({DESK} if profile == "laptop" else {"recorded (desk), this run"})
-        assert cell(table, "LSTM x3", groups.pop(), "CIDEr, beam 1") == "80.0, one seed"
+        assert cell(table, "LSTM x3", groups.pop(), "CIDEr, beam 1") == "80.0, n=1"
         assert "GRU x1" not in dict(table.rows) and "Flowers" in table.caption
 
 
@@ -108,7 +108,7 @@ def test_activations_show_the_zeros_that_were_measured_or_recorded(store):
     table = ct.tab_activations("laptop", zeros, root)
     assert cell(table, "ReLU", DESK, "zero units") == "50.0 % (40.0 %-60.0 %), n=2"
     assert cell(table, "tanh", DESK, "zero units") == tables.MISSING
-    assert cell(table, "tanh", DESK, "CIDEr").endswith("one seed")
+    assert cell(table, "tanh", DESK, "CIDEr").endswith("n=1")
 
 
 def test_the_claims_name_what_one_plain_layer_does(store):
@@ -170,5 +170,5 @@ def test_claims_are_judged_by_figures_of_the_abstract_alone():
 
 def test_the_report_has_the_captioners(store):
     text = tables.report("laptop", store(captions("nt-lstm3"), captions("nt-hlstm1-gp-flowers", cider=81.5)))
-    assert "300.0, one seed" in text and "81.5" not in text.partition("Flowers")[0] and "91.5, one seed" in text
+    assert "300.0, n=1" in text and "81.5" not in text.partition("Flowers")[0] and "91.5, n=1" in text
     assert text.count("claims of the abstract") == 1

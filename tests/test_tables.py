@@ -53,10 +53,10 @@ def test_cells_are_the_figures_of_the_records(store):
     def row(group, name):
         return [cell(table, name, group, head) for head in heads]
 
-    assert row(DESK, "LSTM, the baseline") == ["4.00 M", "1.0x", "8.00 M", "15.1, one seed", "6.8, one seed"]
-    assert row(DESK, COMPACT) == ["310 K", "12.9x", "620 K", "14.8, one seed", "6.7, one seed"]
+    assert row(DESK, "LSTM, the baseline") == ["4.00 M", "1.0x", "8.00 M", "15.1, n=1", "6.8, n=1"]
+    assert row(DESK, COMPACT) == ["310 K", "12.9x", "620 K", "14.8, n=1", "6.7, n=1"]
     # Each profile is compressed against its own LSTM.
-    assert row(LAPTOP, COMPACT) == ["16.0 K", "5.0x", "32.0 K", "40.0, one seed", "10.0, one seed"]
+    assert row(LAPTOP, COMPACT) == ["16.0 K", "5.0x", "32.0 K", "40.0, n=1", "10.0, n=1"]
 
 
 def test_the_papers_cells_are_those_of_the_papers_list(store):
@@ -113,7 +113,7 @@ def test_a_missing_record_is_shown_as_missing_and_never_as_nought(store):
 def test_a_score_that_a_record_lacks_is_missing(store):
     table = tables.tab_ds2_models("desk", store(make("ds2-lstm5", "desk", scores={"wer": 0.0})))
     group = "recorded (desk), this run"
-    assert cell(table, "LSTM, the baseline", group, "WER %") == "0.0, one seed"
+    assert cell(table, "LSTM, the baseline", group, "WER %") == "0.0, n=1"
     assert cell(table, "LSTM, the baseline", group, "CER %") == "–"
 
 
@@ -133,7 +133,7 @@ def test_a_spread_holds_mean_and_range_and_says_how_many(values):
     if not values:
         assert text == tables.MISSING
     elif len(values) == 1:
-        assert text == f"{values[0]:.1f}, one seed"
+        assert text == f"{values[0]:.1f}, n=1"
     else:
         mean, low, high, n = re.fullmatch(r"([\d.]+) \(([\d.]+)-([\d.]+)\), n=(\d+)", text).groups()
         assert int(n) == len(values)
@@ -249,4 +249,4 @@ def test_the_stamp_names_profile_machine_and_date():
 def test_the_report_holds_every_table_and_needs_no_record(store):
     assert "no record yet" in tables.report("smoke", store())
     text = tables.report("laptop", store(make("ds2-lstm5", "laptop", live=4_000_000)))
-    assert "4.00 M" in text and "15.1, one seed" in text and "abcdef0123" in text and text.endswith("\n")
+    assert "4.00 M" in text and "15.1, n=1" in text and "abcdef0123" in text and text.endswith("\n")
