@@ -240,7 +240,7 @@ class Trainer:
         if "density" in row:
             line += f"  density {row['density']:.1%}"
         if event is not None:
-            line += f"  [{event.phase}: {event.note}, density {event.density:.1%}]"
+            line += f"  [{': '.join(filter(None, (event.phase, event.note)))}, density {event.density:.1%}]"
         tqdm.write(line + (f"  at most {left:.0f} min left" if left else ""), file=sys.stderr)
 
     def _save(self) -> None:
