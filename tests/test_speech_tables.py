@@ -61,6 +61,20 @@ def test_latency_is_that_of_the_quickest_engines(tmp_path, microseconds, rates, 
     assert cells[1] == shown and cells[-1] == verdict
 
 
+@pytest.mark.parametrize("rounds, gradual, chosen", [(18.0, 17.0, "compact-gp-gradual"), (17.0, 18.0, "compact"),
+                                                     (18.0, None, "compact"), (None, 17.0, "compact-gp-gradual")])
+def test_which_compact_model_counts_is_decided_on_the_validation_speakers(tmp_path, rounds, gradual, chosen):
+    store(tmp_path, ds2_lstm5=(10_000, [11.0]))
+    for name, wer, live in (("compact", rounds, 200), ("compact-gp-gradual", gradual, 100)):
+        if wer is not None:                                                 # the test speakers say the opposite
+            record = make(f"ds2-hlstm3-{name}", "desk", 0, live, scores={"wer": 30 - wer, "cer": 5.0},
+                          valid_scores={"wer": wer})
+            record.save(records.path_of(record.experiment, "desk", 0, tmp_path))
+    table = st.tab_ds2_claims(tmp_path)
+    assert table.rows[0][1][1] == {"compact": "50.0x", "compact-gp-gradual": "100.0x"}[chosen]
+    assert table.notes[2].endswith(f"and ds2-hlstm3-{chosen}.")
+
+
 def measured(root, name, cpu, times):
     """What `bench speech` writes of the compact model on that processor."""
     rows = [{"engine": engine, "microseconds": took} for engine, took in times.items()]
@@ -75,7 +89,7 @@ def test_times_of_different_processors_are_not_held_against_each_other(tmp_path)
     compact, fast = st.tab_ds2_claims(tmp_path).rows[3:]
     assert compact[1][:2] == ["compact", "20 % (1.2x), 10 % (1.1x)"] and compact[1][-1] == "not met"
     assert fast[1][:2] == ["fast", "50 % (2.0x)"] and fast[1][-1] == "met, by one seed"
-    assert "in this order: quick, slow." in st.tab_ds2_claims(tmp_path).notes[2]
+    assert "in this order: quick, slow." in st.tab_ds2_claims(tmp_path).notes[3]
 
 
 def test_nothing_is_judged_without_records(tmp_path):
