@@ -60,27 +60,31 @@ def _layers(s: Speech, cell: str, layers: int, hidden: int | None = None) -> nn.
 
 
 def _recogniser(s: Speech, title: str, cell: str, layers: int, rival: str = "dense", compact: bool = False,
-                fast: bool = False) -> Recipe:
+                convolutions: bool = False, fast: bool = False) -> Recipe:
     """A recogniser. A sparse one ends at the density of the accurate model or, if `compact`, with at least
-    `compression` times fewer live recurrent weights than the LSTM x5 has; "small-dense" is so narrow instead. If
-    `fast`, its convolutions are pruned, too, and all connections go in blocks of 16, which any CPU multiplies by
-    quickly."""
+    `compression` times fewer live recurrent weights than the LSTM x5 has; "small-dense" is so narrow instead. With
+    `convolutions` these are pruned, too; of a `fast` one as well, and all connections go in blocks of 16, which any CPU
+    multiplies by quickly."""
     whole, hidden = _layers(s, cell, layers), s.hidden
     most = rivals.parameters_left(_layers(s, "lstm", 5)) / s.compression
     if rival == "small-dense":
         hidden = rivals.small_width(lambda width: _layers(s, cell, layers, width), int(most), most=s.hidden)
     sizes = [p.numel() for p in whole.parameters()]
-    density = (most - len(sizes)) / sum(sizes) if compact else s.accurate        # each matrix rounds by one at most
+    density = s.fast if fast else s.accurate
+    if compact:
+        density = (most - len(sizes)) / sum(sizes)                 # each matrix rounds by one at most
     schedule = {"epochs": s.epochs}
     if rival not in ("dense", "small-dense"):
         schedule |= {"rival": rival, "density": density, "rounds": s.rounds}
+    if convolutions or fast:
+        schedule |= {"density": {"rnns.*": density, "convolutions.*": s.convolutions}}
     if fast:
-        schedule |= {"density": {"rnns.*": s.fast[0], "convolutions.*": s.fast[1]}, "structure": "block16"}
+        schedule |= {"structure": "block16"}
     model = {"labels": len(ALPHABET), "cell": cell, "layers": layers, "hidden": hidden, "channels": s.channels,
              "stride": s.stride, "dropout": 0.1} | ({"activation": "tanh"} if cell == "hlstm" else {})
     settings = Settings(lr=s.lr, retrain_lr=s.retrain_lr, precision=s.precision, fused=True)
     return Recipe(title, model, schedule, settings, {"batch": s.batch, "limit": s.limit, "ordered": s.ordered},
-                  masked="[rc]*.weight*" if fast else benchmarks.Speech.masked)
+                  masked="[rc]*.weight*" if convolutions or fast else benchmarks.Speech.masked)
 
 
 CATALOGUE: dict[str, Callable[[Speech | Toy | Captions], Recipe]] = {
@@ -102,6 +106,9 @@ CATALOGUE |= {
                                              "compact", cell="hlstm", layers=3, rival="gp-gradual", compact=True),
     "ds2-hlstm3-gp-gradual": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, grown, pruned gradually, accurate",
                                      cell="hlstm", layers=3, rival="gp-gradual"),
+    "ds2-hlstm3-compact-whole": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, grown, pruned gradually, "
+                                        "convolutions, too, compact", cell="hlstm", layers=3, rival="gp-gradual",
+                                        compact=True, convolutions=True),
     "ds2-hlstm3-fast": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, grown, pruned gradually in blocks, fast",
                                cell="hlstm", layers=3, rival="gp-gradual", fast=True),
     "ds2-small-lstm": partial(_recogniser, title="DeepSpeech2, LSTM x5 as small as the compact model", cell="lstm",

@@ -19,7 +19,8 @@ class Speech:
     accurate: float = 0.5           # density of the accurate model
     compression: float = 23.5       # weights of the LSTM x5 for each of the compact model's: the paper's factor
                                     # of FLOPs, so that its 19.4 of parameters is met, too
-    fast: tuple[float, float] = (0.1, 0.25)     # densities of the fast model: recurrent matrices, convolutions
+    fast: float = 0.1               # density of the fast model's recurrent matrices
+    convolutions: float = 0.25      # density of convolutions, where they are pruned, too
     stride: int = 4                 # windows for each frame that the recurrent layers read; the paper's: 2
     ordered: int = 1                # epochs at the start in which batches go from short to long
     batch: int = 16

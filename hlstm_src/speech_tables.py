@@ -43,6 +43,7 @@ def tab_ds2_training(profile: str, root: str | Path | None = None) -> Table:
             ("pruned gradually: compact", None, f"{COMPACT}-gradual"),
             ("grown, pruned gradually: accurate", None, f"{DENSE}-gp-gradual"),
             ("grown, pruned gradually: compact", None, f"{COMPACT}-gp-gradual"),
+            ("the same, convolutions, too: compact", None, f"{COMPACT}-whole"),
             ("the same, in blocks of 16: fast", None, FAST),
             ("small LSTM, dense", None, "ds2-small-lstm"), ("small H-LSTM, dense", None, "ds2-small-hlstm")]
     return compare("tab-ds2-training", "Ways to a small recogniser", "deepspeech2", rows,
