@@ -75,7 +75,7 @@ def _joined(blocks: Iterable[np.ndarray], rate: float, name: str) -> np.ndarray:
         if block.shape[1] > 64 or not (np.abs(block) < 1e6).all():
             raise AudioError(f"{name}: {block.shape[1]} channels are no sound" if block.shape[1] > 64 else
                              f"{name}: holds values that are no sound")
-        mono = block.mean(1)
+        mono = block.mean(1) if block.shape[1] > 1 else block[:, 0]
         if len(mono):
             parts.append(stream.resample_chunk(mono) if stream else mono)
     if not parts:
