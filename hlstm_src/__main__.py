@@ -13,7 +13,8 @@ import typer
 from .errors import UserError
 
 TRAINED = Path(__file__).parent.parent / "results/desk/ds2-hlstm3-compact/seed0.safetensors"
-RECOGNISER = TRAINED.with_suffix(".compact.safetensors")
+QUICK = TRAINED.parent.parent / "ds2-hlstm3-fast/seed0.safetensors"
+RECOGNISER = QUICK.with_suffix(".compact.safetensors")
 TRAINED_CAPTIONER = TRAINED.parent.parent / "nt-hlstm1-compact/seed0.safetensors"
 CAPTIONER = TRAINED_CAPTIONER.with_suffix(".compact.safetensors")
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from data_prep.an4 import prepare
 from hlstm_src import experiments, load_compact, records, scores
-from hlstm_src.__main__ import RECOGNISER, TRAINED, app
+from hlstm_src.__main__ import QUICK, RECOGNISER, app
 from hlstm_src.audio import ALPHABET, SAMPLE_RATE
 from hlstm_src.compact.pack import pack, sizes
 from hlstm_src.compact.recogniser import beam_search, greedy
@@ -161,18 +161,18 @@ def test_a_search_needs_a_prefix(folder):
 
 
 def test_the_recogniser_in_the_repository_is_the_one_of_its_record():
-    record = records.read(TRAINED.with_suffix(".json"))
+    record = records.read(QUICK.with_suffix(".json"))
     found = load_compact(RECOGNISER)
     assert found.metadata["provenance"]["source_sha256"] == record.model.sha256
     assert found.metadata["scores"] == record.scores
-    assert found.log_probs(wave()).tobytes() == load_compact(TRAINED).log_probs(wave()).tobytes()
+    assert found.log_probs(wave()).tobytes() == load_compact(QUICK).log_probs(wave()).tobytes()
 
 
 @pytest.mark.real
 def test_it_transcribes_the_test_set_with_the_error_rate_of_its_record(real_data, tmp_path):
     """From the command line, 130 files; only where the archive is."""
     prepare(tmp_path / "an4", real_data / "an4_sphere.tar.gz")
-    test, record = SpeechCorpus(tmp_path / "an4").split("test"), records.read(TRAINED.with_suffix(".json"))
+    test, record = SpeechCorpus(tmp_path / "an4").split("test"), records.read(QUICK.with_suffix(".json"))
     done = subprocess.run([sys.executable, "-m", "hlstm_src", "transcribe", "--json", *(str(u.path) for u in test)],
                           cwd=ROOT, capture_output=True, text=True, check=True)
     heard = [json.loads(line)["text"] for line in done.stdout.splitlines()]
