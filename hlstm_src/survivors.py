@@ -26,7 +26,7 @@ def seed_masks(file: Path) -> dict[str, Tensor]:
 
 
 def tab_survivors(grown: Path, pruned: Path | None = None) -> Table:
-    """What growth found, and whether pruning alone found it, too (`tab-survivors`); of stored models.
+    """What growth found, and whether pruning alone found it, too (`tab-survivors-<experiment>`); of stored models.
 
     Of the live connections of `grown`: which share growth woke, and which share lives in `pruned` as well, a network
     of the same shape that was pruned only. Beside each stands what chance would give: pruning that does not tell woken
@@ -56,7 +56,7 @@ def tab_survivors(grown: Path, pruned: Path | None = None) -> Table:
     if pruned:
         heads += [("", "kept by pruning alone"), ("", "by chance, too"), ("", "woken, not kept by it")]
     notes = [f"{record.experiment}, {record.profile}, seed {record.seed}; shares are of its live connections."]
-    return Table("tab-survivors", "Where the survivors came from", "weights", heads, lines, notes)
+    return Table(f"tab-survivors-{record.experiment}", "Where the survivors came from", "weights", heads, lines, notes)
 
 
 def alive(masks: dict[str, Tensor]) -> int:
