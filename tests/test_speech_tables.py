@@ -89,7 +89,7 @@ def test_times_of_different_processors_are_not_held_against_each_other(tmp_path)
     compact, fast = st.tab_ds2_claims(tmp_path).rows[3:]
     assert compact[1][:2] == ["compact", "20 % (1.2x), 10 % (1.1x)"] and compact[1][-1] == "not met"
     assert fast[1][:2] == ["fast", "50 % (2.0x)"] and fast[1][-1] == "met, by one seed"
-    assert "in this order: quick, slow." in st.tab_ds2_claims(tmp_path).notes[3]
+    assert "in this order, as far as measured: quick, slow." in st.tab_ds2_claims(tmp_path).notes[3]
 
 
 def test_nothing_is_judged_without_records(tmp_path):
