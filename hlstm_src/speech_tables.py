@@ -144,7 +144,8 @@ def tab_ds2_claims(root: str | Path | None = None, profile: str = RECORDED) -> T
              "Accurate and compact: of those pruned in rounds and those pruned gradually the ones that hear the "
              f"validation speakers better, {accurate} and {compact}.",
              "Time: whole utterances, one by one on one thread, each network on its quickest engine"
-             + (f"; of several processors in this order, as far as measured: {', '.join(times)}." if len(times) > 1 else ".")]
+             + (f"; of several processors in this order, as far as measured: {', '.join(times)}"
+                if len(times) > 1 else "") + "."]
     for cell in ("LSTM", "H-LSTM"):
         if small := records.find(profile, f"ds2-small-{cell.replace('-', '').lower()}", root):
             notes.append(f"For comparison, WER in percent of a dense {cell} as small as the compact model: "
