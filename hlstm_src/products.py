@@ -23,7 +23,7 @@ ROWS = 16                              # of a tile; it is 64 bytes wide: 16 numb
 LANES = 16 if HAS("avx512f") else 8    # numbers of a vector in float32
 HEIGHT = LANES // 2                    # rows that a panel of two vectors meets at once: their sums fill the registers
 PANEL = 2 * LANES
-BYTE, LONG = ir.IntType(8), ir.IntType(64)
+BYTE, INT, LONG = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 CONFIG = np.zeros(64, np.uint8)        # what the processor wants to know: palette 1, eight tiles of 16 rows, 64 bytes
 CONFIG[0], CONFIG[16:32:2], CONFIG[48:56] = 1, 64, ROWS
 
@@ -143,25 +143,30 @@ def dot(typing, total, a, b):
 @intrinsic
 def strip(typing, x, wide, panel, depth, out, far):
     """A few rows times a panel: x (HEIGHT, depth), panel (depth, PANEL) -> out (HEIGHT, PANEL). wide, far: bytes from
-    row to row."""
+    row to row. Meanwhile the panel behind it is fetched, since a large matrix waits in the furthest cache."""
     def emit(context, b, signature, args):
         x, wide, panel, depth, out, far = args
         vector, size, width = ir.VectorType(ir.FloatType(), LANES), 4 * LANES, 2
         fma = cgutils.get_or_insert_function(b.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{LANES}f32")
+        fetch = b.module.declare_intrinsic("llvm.prefetch", [BYTE.as_pointer()], ir.FunctionType(
+            ir.VoidType(), [BYTE.as_pointer()] + 3 * [INT]))
         nothing, before = ir.Constant(vector, ir.Undefined), b.block
+        behind = b.add(panel, b.mul(depth, ir.Constant(LONG, size * width)))
         rows = [b.add(x, b.mul(wide, ir.Constant(LONG, m))) for m in range(HEIGHT)]
         loop, done = b.append_basic_block("loop"), b.append_basic_block("done")
         b.branch(loop)
         b.position_at_end(loop)
         k, *sums = b.phi(LONG), *(b.phi(vector) for _ in range(HEIGHT * width))
         k.add_incoming(ir.Constant(LONG, 0), before)
-        at, next_k = b.add(panel, b.mul(k, ir.Constant(LONG, size * width))), b.add(k, ir.Constant(LONG, 1))
+        here, next_k = b.mul(k, ir.Constant(LONG, size * width)), b.add(k, ir.Constant(LONG, 1))
+        at = b.add(panel, here)
+        b.call(fetch, [b.inttoptr(b.add(behind, here), BYTE.as_pointer()), INT(0), INT(2), INT(1)])  # read, to L2, data
         weights = [_load(b, b.add(at, ir.Constant(LONG, size * n)), vector) for n in range(width)]
         new = []
         for row in rows:
             one = b.insert_element(nothing, _load(b, b.add(row, b.shl(k, ir.Constant(LONG, 2))), ir.FloatType()),
-                                   ir.Constant(ir.IntType(32), 0))
-            each = b.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+                                   INT(0))
+            each = b.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(INT, LANES), [0] * LANES))
             new += [b.call(fma, [each, w, sums[len(new) + n]]) for n, w in enumerate(weights)]
         k.add_incoming(next_k, loop)
         for total, later in zip(sums, new):

@@ -250,7 +250,8 @@ def scan_backward(dhs: Tensor | None, dcs: Tensor | None, x: Tensor, h: Tensor, 
     for start in reversed(range(0, T, steps)):
         span = range(start, min(T, start + steps))
         if compiled:
-            given = (c.new_empty(0, B * D, H) if s is None else s.contiguous().view(T, -1, H) for s in (dhs, dcs))
+            given = (c.new_empty(0, B * D, H) if s is None else s[start:span.stop].contiguous().view(-1, B * D, H)
+                     for s in (dhs, dcs))
             compiled.backward(start, *(s.numpy() for s in given), *running, first, *packed, stacks,
                               compiled.gates.ACTIVATIONS.index(activation), _numpy(hidden[0]), together, states,
                               *(_numpy(d[:len(span)]) for d in ds))

@@ -62,7 +62,7 @@ def _forward(first, projected, h, c, recur, behind, bias, stacks, activation, hi
 
 def backward(first, dhs, dcs, dh, dc, c, recur, behind, stacks, activation, hidden, all_gates, cs, dhidden, dgates):
     """The way back of `forward`, through as many steps as dhidden (steps, B, N) and dgates (steps, B, M) have room for.
-    dhs, dcs: (T, R, H) or empty. dh, dc (R, H): running; in the end those before the step `first`.
+    dhs, dcs: (steps, R, H) or empty. dh, dc (R, H): running; in the end those before the step `first`.
     recur, behind: packed by `pack_back`."""
     (_, B, N), (R, H) = dhidden.shape, dh.shape
     P, D = -(-B // ROWS) * ROWS, R // B
@@ -84,9 +84,9 @@ def _backward(first, dhs, dcs, dh, dc, c, recur, behind, stacks, activation, hid
     for t in range(first + steps - 1, first - 1, -1):
         for r in range(part, R, parts):
             if len(dhs):
-                dh[r] += dhs[t, r]
+                dh[r] += dhs[t - first, r]
             if len(dcs):
-                dc[r] += dcs[t, r]
+                dc[r] += dcs[t - first, r]
         gates.backward(dh, dc, t, c, all_gates, cs, d_rows[:R], part, parts)
         met = meet(counter, parts, met)
         product(d, behind, stacks, da, part, parts)
