@@ -89,10 +89,11 @@ def speeds(root: str | Path | None = None, profile: str = RECORDED) -> dict[str,
 
 
 def preferred(name: str, root: str | Path | None = None, profile: str = RECORDED) -> str:
-    """The experiment, or its like that was grown and pruned gradually: whichever has the lower mean validation WER."""
-    like = name.removesuffix("-gp") + "-gp-gradual"
-    rates = {each: [run.valid_scores.get("wer", 100.0) for run in runs] for each in (name, like)
-             if (runs := records.find(profile, each, root))}
+    """The experiment, or its like that was grown and pruned gradually, its convolutions, too, or not: whichever has the
+    lowest mean validation WER."""
+    own = name.removesuffix("-gp")
+    rates = {each: [run.valid_scores.get("wer", 100.0) for run in runs]
+             for each in (name, f"{own}-gp-gradual", f"{own}-whole") if (runs := records.find(profile, each, root))}
     return min(rates, key=lambda each: statistics.fmean(rates[each]), default=name)
 
 
