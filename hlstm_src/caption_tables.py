@@ -14,11 +14,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 from . import paper, records
+from .comparison import Column, compare, compression, verdict
 from .paper import short
 from .profiles import PROFILES
 from .records import RunRecord
 from .search import BEAMS
-from .tables import MISSING, RECORDED, Column, Table, compare, compression, density, factor, spread, verdict
+from .tables import MISSING, RECORDED, Table, density, factor, spread
 
 CORPORA = {"": "UCM-Captions", "-flowers": "Flowers-captions"}
 PLAIN, BASELINE, ACCURATE, COMPACT = "nt-lstm1", "nt-lstm3", "nt-hlstm1-gp", "nt-hlstm1-compact"

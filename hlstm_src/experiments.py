@@ -1,4 +1,4 @@
-"""The catalogue: one named recipe a row of the paper's tables, and `run`, which turns a recipe into a record.
+"""`run` turns a recipe of the catalogue (recipes.py) into a record, and a record's model back into scores.
 
     record = run("ds2-lstm5", "laptop", seed=0)
 
@@ -7,219 +7,31 @@ are made anew only with `force=True`.
 """
 
 import hashlib
-import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from fnmatch import fnmatch
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from . import benchmarks, records, rivals
-from .audio import ALPHABET
 from .corpora import CaptionCorpus, CorpusError, SpeechCorpus
-from .deepspeech2 import DeepSpeech2, bins_left, spectrogram
+from .deepspeech2 import DeepSpeech2, spectrogram
 from .encoders import Pretrained
-from .lstm import HLSTM
-from .masks import ConnectionMasks, live_count, load_model, load_tensors, save_model
+from .masks import ConnectionMasks, load_model, load_tensors, save_model
 from .neuraltalk import NeuralTalk
-from .profiles import ROOT, Captions, Profile, Speech, Toy, profile
+from .profiles import ROOT, Profile, profile
+from .recipes import CATALOGUE, Recipe, recipe  # noqa: F401 (to be had here, too)
 from .schedule import Dense, GrowPruneSchedule
 from .tasks import SpeechTask
 from .toy import Interlock, ToyModel
-from .training import Settings, Trainer, accelerator
+from .training import Trainer, accelerator
 
 # The code that decides what a run computes: a change in one of these makes the records of smoke and laptop stale.
 CODE = [Path(__file__).with_name(f"{name}.py") for name in
         ("compiled", "gates", "products", "team", "steps", "scan", "lstm", "masks", "growprune", "schedule", "rivals",
          "audio", "deepspeech2", "decoding", "search", "neuraltalk", "encoders", "corpora", "scores", "caption_scores",
-         "counting", "tasks", "toy", "benchmarks", "training", "experiments")]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides a run, apart from seed, corpus and code."""
-    title: str
-    model: dict                        # arguments of the benchmark's model
-    schedule: dict                     # arguments of Dense or, with the name of a `rival`, of `rivals.rival`
-    settings: Settings
-    task: dict                         # arguments of the benchmark's task
-    masked: str = benchmarks.Speech.masked
-    benchmark: str = "speech"
-    finetune: dict | None = None       # of a captioner: `epochs` at `lr` in which its encoder learns, too; at the end
-
-
-def _layers(s: Speech, cell: str, layers: int, hidden: int | None = None) -> nn.ModuleList:
-    """The recogniser's recurrent layers, without biases and without memory: to be counted."""
-    hidden = hidden or s.hidden
-    with torch.device("meta"):
-        return nn.ModuleList(HLSTM(hidden if k else bins_left() * s.channels, hidden, bidirectional=True, merge="sum",
-                                   gate_layers=int(cell == "hlstm"), bias=False) for k in range(layers))
-
-
-def _recogniser(s: Speech, title: str, cell: str, layers: int, rival: str = "dense", compact: bool = False,
-                convolutions: bool = False, fast: bool = False) -> Recipe:
-    """A recogniser. A sparse one ends at the density of the accurate model or, if `compact`, with at least
-    `compression` times fewer live recurrent weights than the LSTM x5 has; "small-dense" is so narrow instead. With
-    `convolutions` these are pruned, too; of a `fast` one as well, and all connections go in blocks of 16, which any CPU
-    multiplies by quickly."""
-    whole, hidden = _layers(s, cell, layers), s.hidden
-    most = rivals.parameters_left(_layers(s, "lstm", 5)) / s.compression
-    if rival == "small-dense":
-        hidden = rivals.small_width(lambda width: _layers(s, cell, layers, width), int(most), most=s.hidden)
-    sizes = [p.numel() for p in whole.parameters()]
-    density = s.fast if fast else s.accurate
-    if compact:
-        density = (most - len(sizes)) / sum(sizes)                 # each matrix rounds by one at most
-    schedule = {"epochs": s.epochs}
-    if rival not in ("dense", "small-dense"):
-        schedule |= {"rival": rival, "density": density, "rounds": s.rounds}
-    if convolutions or fast:
-        schedule |= {"density": {"rnns.*": density, "convolutions.*": s.convolutions}}
-    if fast:
-        schedule |= {"structure": "block16"}
-    model = {"labels": len(ALPHABET), "cell": cell, "layers": layers, "hidden": hidden, "channels": s.channels,
-             "stride": s.stride, "dropout": 0.1} | ({"activation": "tanh"} if cell == "hlstm" else {})
-    settings = Settings(lr=s.lr, retrain_lr=s.retrain_lr, precision=s.precision, fused=True)
-    return Recipe(title, model, schedule, settings, {"batch": s.batch, "limit": s.limit, "ordered": s.ordered},
-                  masked="[rc]*.weight*" if convolutions or fast else benchmarks.Speech.masked)
-
-
-CATALOGUE: dict[str, Callable[[Speech | Toy | Captions], Recipe]] = {
-    f"ds2-{cell}{layers}": partial(_recogniser, title=f"DeepSpeech2, {name} x{layers}, dense", cell=cell, layers=layers)
-    for cell, name, layers in (("lstm", "LSTM", 5), ("lstm", "LSTM", 4), ("gru", "GRU", 4), ("gru", "GRU", 5),
-                               ("hlstm", "H-LSTM", 3))}
-CATALOGUE |= {
-    "ds2-hlstm3-prune": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, prune only", cell="hlstm", layers=3,
-                                rival="prune-only"),
-    "ds2-hlstm3-gp": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, grow and prune, accurate", cell="hlstm",
-                             layers=3, rival="gp"),
-    "ds2-hlstm3-compact": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, grow and prune, compact", cell="hlstm",
-                                  layers=3, rival="gp", compact=True),
-    "ds2-hlstm3-compact-prune": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, prune only, compact", cell="hlstm",
-                                        layers=3, rival="prune-only", compact=True),
-    "ds2-hlstm3-compact-gradual": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, pruned gradually, compact",
-                                          cell="hlstm", layers=3, rival="gradual", compact=True),
-    "ds2-hlstm3-compact-gp-gradual": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, grown, pruned gradually, "
-                                             "compact", cell="hlstm", layers=3, rival="gp-gradual", compact=True),
-    "ds2-hlstm3-gp-gradual": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, grown, pruned gradually, accurate",
-                                     cell="hlstm", layers=3, rival="gp-gradual"),
-    "ds2-hlstm3-compact-whole": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, grown, pruned gradually, "
-                                        "convolutions, too, compact", cell="hlstm", layers=3, rival="gp-gradual",
-                                        compact=True, convolutions=True),
-    "ds2-hlstm3-fast": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, grown, pruned gradually in blocks, fast",
-                               cell="hlstm", layers=3, rival="gp-gradual", fast=True),
-    "ds2-small-lstm": partial(_recogniser, title="DeepSpeech2, LSTM x5 as small as the compact model", cell="lstm",
-                              layers=5, rival="small-dense"),
-    "ds2-small-hlstm": partial(_recogniser, title="DeepSpeech2, H-LSTM x3 as small as the compact model", cell="hlstm",
-                               layers=3, rival="small-dense"),
-}
-
-
-def _toy(t: Toy, name: str, cell: str = "hlstm") -> Recipe:
-    """A rival on the interlock; "lstm" is a dense LSTM with as many weights as the dense H-LSTM."""
-    rules = Interlock(t.levers)
-
-    def build(hidden: int, cell: str = cell) -> ToyModel:
-        return ToyModel(rules.inputs, rules.levers, cell, hidden, t.activation)
-    hidden, rival, lr = t.hidden, name, t.lr
-    with torch.device("meta"):
-        dense = build(t.hidden, "hlstm")
-    size = rivals.parameters_left(dense)
-    if name == "lstm":
-        hidden, rival, lr = rivals.small_width(build, size), "dense", t.lstm_lr
-    elif name == "small-dense":
-        masked = [p for n, p in dense.named_parameters() if fnmatch(n, benchmarks.Toy.masked)]
-        asleep = sum(p.numel() - live_count(p.shape, t.density) for p in masked)
-        hidden = rivals.small_width(build, size - asleep)
-    title = "LSTM of the same size, dense" if name == "lstm" else f"H-LSTM, {name}"
-    model = {"inputs": rules.inputs, "outputs": rules.levers, "cell": cell, "hidden": hidden,
-             "activation": t.activation}
-    schedule = {"rival": rival, "epochs": t.epochs, "density": t.density, "rounds": t.rounds}
-    return Recipe(title, model, schedule, Settings(lr=lr, precision="fp32"),
-                  {"rules": asdict(rules), "batch": t.batch, "length": t.length, "held_out": t.held_out},
-                  masked=benchmarks.Toy.masked, benchmark="toy")
-
-
-CATALOGUE |= {f"toy-{name}": partial(_toy, name=name) for name in rivals.RIVALS}
-CATALOGUE["toy-lstm"] = partial(_toy, name="lstm", cell="lstm")
-
-
-def _cell(c: Captions, cell: str, layers: int = 1, hidden: int | None = None) -> HLSTM:
-    """The captioner's recurrent layers, without biases and without memory: to be counted."""
-    with torch.device("meta"):
-        return HLSTM(c.hidden, hidden or c.hidden, layers, gate_layers=int(cell == "hlstm"), bias=False)
-
-
-def _captioner(c: Captions, title: str, cell: str = "hlstm", layers: int = 1, rival: str = "dense",
-               compact: bool = False, activation: str | None = None, output: bool = False,
-               tuned: bool = False) -> Recipe:
-    """A captioner. A sparse one ends at the density of the accurate model or, if `compact`, with at least
-    `compression` times fewer live weights in the cell than the LSTM x3 has; "small-dense" is so narrow instead. With
-    `output` the output projection is as sparse: its weights and the cell's are ranked together. A `tuned` one learns on
-    together with its encoder, which until then was only read."""
-    size, hidden = rivals.parameters_left(_cell(c, "hlstm")), c.hidden
-    most = rivals.parameters_left(_cell(c, "lstm", 3)) / c.compression
-    if rival == "small-dense":
-        hidden = rivals.small_width(lambda width: _cell(c, cell, hidden=width), int(most), most=c.hidden)
-    density = math.floor(most / 3) / (size / 3) if compact else c.accurate    # three matrices of one size
-    model = {"cell": cell, "layers": layers, "hidden": hidden, "embedding": c.hidden, "dropout": c.dropout}
-    model |= {"activation": activation or c.activation} if cell == "hlstm" else {}
-    schedule, dense = {"epochs": c.epochs}, rival in ("dense", "small-dense")
-    if not dense:
-        schedule |= {"rival": rival, "density": density, "rounds": c.rounds} | ({"per": "global"} if output else {})
-    settings = Settings(lr=c.lr, decay=c.decay, weight_decay=1e-2 if c.decay is None else 0,      # 0: plain Adam
-                        patience=c.patience if dense else None, precision=c.precision, fused=True)
-    return Recipe(title, model, schedule, settings,
-                  {"corpus": c.corpus, "encoder": c.encoder, "batch": c.batch, "limit": c.limit, "java": c.java},
-                  masked="[ro][nu]*weight*" if output else benchmarks.Captions.masked, benchmark="captions",
-                  finetune={"epochs": c.finetune_epochs, "lr": c.finetune_lr}
-                  if c.finetune_epochs and (tuned or c.finetune_all) else None)
-
-
-_CAPTIONERS = {
-    "nt-lstm1": partial(_captioner, title="NeuralTalk, LSTM x1, dense", cell="lstm"),
-    "nt-lstm2": partial(_captioner, title="NeuralTalk, LSTM x2, dense", cell="lstm", layers=2),
-    "nt-lstm3": partial(_captioner, title="NeuralTalk, LSTM x3, dense", cell="lstm", layers=3),
-    "nt-gru1": partial(_captioner, title="NeuralTalk, GRU x1, dense", cell="gru"),
-    "nt-hlstm1": partial(_captioner, title="NeuralTalk, H-LSTM x1, dense"),
-    "nt-hlstm1-prune": partial(_captioner, title="NeuralTalk, H-LSTM x1, prune only", rival="prune-only"),
-    "nt-hlstm1-gp": partial(_captioner, title="NeuralTalk, H-LSTM x1, grow and prune, accurate", rival="gp"),
-    "nt-hlstm1-compact": partial(_captioner, title="NeuralTalk, H-LSTM x1, grow and prune, compact", rival="gp",
-                                 compact=True),
-    "nt-hlstm1-compact-output": partial(_captioner, title="NeuralTalk, H-LSTM x1, compact, output projection, too",
-                                        rival="gp", compact=True, output=True),
-    "nt-lstm1-tuned": partial(_captioner, title="NeuralTalk, LSTM x1, dense, its encoder trained on", cell="lstm",
-                              tuned=True),
-    "nt-hlstm1-compact-tuned": partial(_captioner, title="NeuralTalk, H-LSTM x1, compact, its encoder trained on",
-                                       rival="gp", compact=True, tuned=True),
-    "nt-small-lstm": partial(_captioner, title="NeuralTalk, LSTM x1 as small as the compact model", cell="lstm",
-                             rival="small-dense"),
-    "nt-small-hlstm": partial(_captioner, title="NeuralTalk, H-LSTM x1 as small as the compact model",
-                              rival="small-dense"),
-}
-ONCE = "nt-gru1", "nt-hlstm1-prune", "nt-hlstm1-compact-output", "nt-lstm1-tuned", "nt-hlstm1-compact-tuned"
-TWICE = tuple(name for name in _CAPTIONERS if name not in ONCE)    # on both corpora
-_CAPTIONERS |= {f"nt-hlstm1-{activation}": partial(_captioner, title=f"NeuralTalk, H-LSTM x1, {activation}",
-                                                   activation=activation)
-                for activation in ("relu", "leaky_relu", "tanh")}
-_CAPTIONERS |= {f"nt-compact-{name}": partial(_captioner, title=f"NeuralTalk, H-LSTM x1, compact, {name}", rival=name,
-                                              compact=True)
-                for name in rivals.RIVALS if name not in ("dense", "small-dense", "gp")}
-CATALOGUE |= _CAPTIONERS | {f"{name}-flowers": _CAPTIONERS[name] for name in TWICE}
+         "counting", "tasks", "toy", "benchmarks", "training", "recipes", "experiments")]
 BENCHMARKS = {"speech": benchmarks.Speech, "toy": benchmarks.Toy, "captions": benchmarks.Captions}
-
-
-def recipe(name: str, profile_name: str) -> Recipe:
-    """The recipe of an experiment in a profile. Raises ValueError that lists the names."""
-    if name not in CATALOGUE:
-        raise ValueError(f"experiment {name!r}: choose one of {', '.join(CATALOGUE)}")
-    p = profile(profile_name)
-    if name.startswith("nt-"):
-        return CATALOGUE[name]((p.flowers if name.endswith("-flowers") else None) or p.captions)
-    return CATALOGUE[name](p.toy if name.startswith("toy-") else p.speech)
 
 
 def benchmark(made: Recipe, p: Profile) -> benchmarks.Speech | benchmarks.Captions | benchmarks.Toy:

@@ -13,15 +13,41 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import paper, records
+from .comparison import Column, compare, compression, verdict
+from .paper import short
 from .profiles import PROFILES
 from .records import RunRecord
-from .tables import MISSING, RECORDED, SPEECH, Column, Table, compare, factor, percent, spread, verdict
+from .tables import MISSING, RECORDED, Table, factor, percent, spread
 
 BASELINE, DENSE, ACCURATE, COMPACT = "ds2-lstm5", "ds2-hlstm3", "ds2-hlstm3-gp", "ds2-hlstm3-compact"
 FAST = "ds2-hlstm3-fast"
+
+SPEECH = (
+    Column("recurrent weights", "params", lambda record, _: record.counts.cell.nonzero_params, short),
+    Column("compression", "compression", compression, factor),
+    Column("FLOPs a frame", "flops", lambda record, _: record.counts.cell.nonzero_flops, short),
+    Column("WER %", "wer", lambda record, _: record.scores.get("wer"), percent, seeds=True),
+    Column("CER %", "cer", lambda record, _: record.scores.get("cer"), percent, seeds=True),
+)
+SIZE, COMPRESSION, FLOPS, WER, CER = SPEECH
 WORDS = Column("WER %, words known", "", lambda record, _: record.scores.get("wer_words"), percent, seeds=True,
                main=False)
-SIZE, COMPRESSION, FLOPS, WER, CER = SPEECH
+
+
+def tab_ds2_models(profile: str, root: str | Path | None = None) -> Table:
+    """The recognisers, the paper's beside ours (`tab-ds2-models`): weights, FLOPs, error rates.
+
+    Weights and FLOPs are the live ones of the recurrent layers. Each of our models stands in the row
+    of the paper's that it answers to; all are compressed against the LSTM of their own group.
+    """
+    rows = [
+        ("LSTM, the baseline", "baseline", "ds2-lstm5"),
+        ("H-LSTM, dense", "hlstm_x3", "ds2-hlstm3"),
+        ("H-LSTM, grown and pruned: accurate", "accurate", "ds2-hlstm3-gp"),
+        ("H-LSTM, grown and pruned: compact", "compact", "ds2-hlstm3-compact"),
+    ]
+    caption = "DeepSpeech2 models: live recurrent weights, FLOPs a frame and test errors"
+    return compare("tab-ds2-models", caption, "deepspeech2", rows, SPEECH, profile, root)
 
 
 def tab_ds2_cells(profile: str, root: str | Path | None = None) -> Table:

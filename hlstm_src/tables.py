@@ -1,4 +1,4 @@
-"""Tables made from records: the paper, the recorded runs and this run side by side.
+"""Tables made from records: how they look, how numbers are shown, and what all chapters show of runs.
 
 A `Table` shows itself in a notebook (`_repr_html_`), gives a pandas Styler (`styler`) and prints as
 text (`markdown`). Nothing here trains, and no cell holds a number that neither a record nor
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import paper, records
+from . import records
 from .paper import short
 from .records import RunRecord
 
@@ -168,134 +168,6 @@ def spread(values: Iterable[float], show: Callable[[float], str] = percent, *, s
     return f"{mean} ({low}-{high}), n={len(values)}"
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of a comparison: what a record holds and which figure of a paper's model stands beside it.
-
-    `of_record(record, baseline)` gives a number or None; `baseline` holds the profile's records of
-    the first row, which compression is measured against. Runs of the small profiles show only what is
-    `main`.
-    """
-
-    heading: str
-    paper: str
-    of_record: Callable[[RunRecord, list[RunRecord]], float | None]
-    show: Callable[[float], str]
-    seeds: bool = False
-    main: bool = True
-
-
-def compression(record: RunRecord, baseline: list[RunRecord]) -> float | None:
-    """How many times fewer live recurrent weights than the baseline (the mean of its seeds)."""
-    if not baseline or not record.counts.cell.nonzero_params:
-        return None
-    whole = statistics.fmean(each.counts.cell.nonzero_params for each in baseline)
-    return whole / record.counts.cell.nonzero_params
-
-
-def verdict(value: float | None, goal: float, ours: list[float], base: list[float], score: str = "CIDEr",
-            better: int = 1) -> str:
-    """A claim of so many times less, or so many points more: "met", "not met" or not known yet, with the doubt that the
-    seeds' spread leaves. ours and base: the score of each seed, which may not be worse; better: -1 for error rates."""
-    if value is None or not ours or not base:
-        return "not measured yet" if ours and base else "not recorded yet"
-    if value < goal:
-        return "not met"
-    if better * (statistics.fmean(ours) - statistics.fmean(base)) < 0:
-        return f"not met: {score} is {'lower' if better > 0 else 'higher'}"
-    if min(len(ours), len(base)) < 2:
-        return "met, by one seed"
-    apart = min(better * x for x in ours) > max(better * x for x in base)
-    return "met" if apart else f"met in the mean; in {score} the seeds overlap"
-
-
-SPEECH = (
-    Column("recurrent weights", "params", lambda record, _: record.counts.cell.nonzero_params, short),
-    Column("compression", "compression", compression, factor),
-    Column("FLOPs a frame", "flops", lambda record, _: record.counts.cell.nonzero_flops, short),
-    Column("WER %", "wer", lambda record, _: record.scores.get("wer"), percent, seeds=True),
-    Column("CER %", "cer", lambda record, _: record.scores.get("cer"), percent, seeds=True),
-)
-
-
-def _paper_cell(benchmark: str, model: str | None, column: Column) -> str:
-    figure = paper.model(benchmark, model).figures.get(column.paper) if model else None
-    if figure is None:
-        return MISSING
-    return (figure.text().removesuffix(" %") if "%" in column.heading else figure.text()) + figure.mark
-
-
-def compare(
-    name: str,
-    caption: str,
-    benchmark: str,
-    rows: Iterable[tuple],
-    columns: Iterable[Column],
-    profile: str | None,
-    root: str | Path | None = None,
-) -> Table:
-    """The paper, the recorded runs and this run side by side.
-
-    Args:
-        rows: (name, model of the paper or None, experiment or None) and, optional, a function that says
-            what of a record the row shows (record -> record); the first row with an experiment is the
-            baseline of the compression.
-        profile: that of "this run"; where it is the recorded one, the two groups are one. None: the
-            recorded runs alone.
-        root: repository of the records, as `records.path_of` takes it.
-    """
-    rows = [(*row, None)[:4] for row in rows]
-    baseline = next(experiment for _, _, experiment, _ in rows if experiment)
-    columns = list(columns)
-    told = [c for c in columns if any(m and c.paper in paper.model(benchmark, m).figures for _, m, _, _ in rows)]
-    groups = {RECORDED: f"recorded ({RECORDED})"}
-    if profile == RECORDED:
-        groups = {RECORDED: f"recorded ({RECORDED}), this run"}
-    elif profile:
-        groups[profile] = f"this run ({profile})"
-    shown = {g: [c for c in columns if c.main or g not in records.LOCAL] for g in groups}
-    heads = [("paper", column.heading) for column in told]
-    heads += [(text, column.heading) for group, text in groups.items() for column in shown[group]]
-    ran = list(dict.fromkeys(experiment for _, _, experiment, _ in rows if experiment))
-    runs = {(group, each): records.find(group, each, root) for group in groups for each in ran}
-    lines = []
-    for row, model, experiment, view in rows:
-        cells = [_paper_cell(benchmark, model, column) for column in told]
-        for group in groups:
-            own = runs.get((group, experiment), [])
-            own = [view(record) for record in own] if view else own
-            for column in shown[group]:
-                values = [column.of_record(record, runs[group, baseline]) for record in own]
-                values = [value for value in values if value is not None]
-                cells.append(spread(values, column.show, seeds=column.seeds))
-        lines.append((row, cells))
-    notes = [paper.FOOTNOTE] if any(paper.DAGGER in cell for _, cells in lines for cell in cells) else []
-    if any(MISSING in cells for _, cells in lines):
-        notes.append(f"{MISSING} the paper gives no such figure, or we ran no such model")
-    if any(", n=" in cell for _, cells in lines for cell in cells):
-        notes.append("n: seeds; the number is their mean, in brackets stand the lowest and the highest")
-    for group in groups:
-        if lacking := [each for each in ran if not runs[group, each]]:
-            notes.append(f"{MISSING} no record yet in the profile {group}: {', '.join(lacking)}")
-    return Table(name, caption, "model", heads, lines, notes)
-
-
-def tab_ds2_models(profile: str, root: str | Path | None = None) -> Table:
-    """The recognisers, the paper's beside ours (`tab-ds2-models`): weights, FLOPs, error rates.
-
-    Weights and FLOPs are the live ones of the recurrent layers. Each of our models stands in the row
-    of the paper's that it answers to; all are compressed against the LSTM of their own group.
-    """
-    rows = [
-        ("LSTM, the baseline", "baseline", "ds2-lstm5"),
-        ("H-LSTM, dense", "hlstm_x3", "ds2-hlstm3"),
-        ("H-LSTM, grown and pruned: accurate", "accurate", "ds2-hlstm3-gp"),
-        ("H-LSTM, grown and pruned: compact", "compact", "ds2-hlstm3-compact"),
-    ]
-    caption = "DeepSpeech2 models: live recurrent weights, FLOPs a frame and test errors"
-    return compare("tab-ds2-models", caption, "deepspeech2", rows, SPEECH, profile, root)
-
-
 def tab_rivals(profile: str, rows: Mapping[str, str], root: str | Path | None = None) -> Table:
     """Rivals on one benchmark: epochs, weights, live weights, density and test error, mean and range over the seeds.
 
@@ -386,9 +258,10 @@ def stamp(profile: str, record: RunRecord | None = None) -> Html:
 
 def report(profile: str, root: str | Path | None = None) -> str:
     """All tables of a profile as text, for the command line."""
-    from . import caption_tables as captions  # which is made from this file
+    from . import caption_tables as captions  # made from this file, as is the other
+    from . import speech_tables as speech
 
-    tables = [tab_ds2_models(profile, root), captions.tab_neuraltalk_claims(root)]
+    tables = [speech.tab_ds2_models(profile, root), captions.tab_neuraltalk_claims(root)]
     for suffix in captions.CORPORA:
         for tab in (captions.tab_neuraltalk_cells, captions.tab_neuraltalk_training, captions.tab_neuraltalk_models):
             tables.append(tab(profile, root, suffix))

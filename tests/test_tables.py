@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hlstm_src import paper, records, tables
+from hlstm_src import paper, records, speech_tables, tables
 from tests.recorded import cell, make
 
 MODELS = ["ds2-lstm5", "ds2-hlstm3", "ds2-hlstm3-gp", "ds2-hlstm3-compact"]
@@ -47,7 +47,7 @@ def test_cells_are_the_figures_of_the_records(store):
         make("ds2-lstm5", "laptop", live=80_000, scores={"wer": 50.0, "cer": 20.0}),
         make("ds2-hlstm3-compact", "laptop", live=16_000, scores={"wer": 40.0, "cer": 10.0}),
     )
-    table = tables.tab_ds2_models("laptop", root)
+    table = speech_tables.tab_ds2_models("laptop", root)
     heads = ["recurrent weights", "compression", "FLOPs a frame", "WER %", "CER %"]
 
     def row(group, name):
@@ -60,7 +60,7 @@ def test_cells_are_the_figures_of_the_records(store):
 
 
 def test_the_papers_cells_are_those_of_the_papers_list(store):
-    table = tables.tab_ds2_models("laptop", store())
+    table = speech_tables.tab_ds2_models("laptop", store())
     rows = {"LSTM, the baseline": "baseline", "H-LSTM, dense": "hlstm_x3", COMPACT: "compact"}
     rows["H-LSTM, grown and pruned: accurate"] = "accurate"
     heads = {"recurrent weights": "params", "compression": "compression", "FLOPs a frame": "flops", "WER %": "wer"}
@@ -93,14 +93,14 @@ def test_rivals_are_shown_with_the_spread_of_their_seeds(store):
 def test_several_seeds_give_a_mean_and_a_range(store):
     wers = {0: 14.8, 1: 15.6, 2: 14.9}
     runs = [make("ds2-lstm5", "desk", seed, scores={"wer": wer, "cer": 6.0}) for seed, wer in wers.items()]
-    table = tables.tab_ds2_models("laptop", store(*runs))
+    table = speech_tables.tab_ds2_models("laptop", store(*runs))
     assert cell(table, "LSTM, the baseline", DESK, "WER %") == "15.1 (14.8-15.6), n=3"
     assert cell(table, "LSTM, the baseline", DESK, "recurrent weights") == "1.00 K"
 
 
 def test_a_missing_record_is_shown_as_missing_and_never_as_nought(store):
     for root in (store(), store(make("ds2-hlstm3-compact", "desk", live=310_000))):
-        table = tables.tab_ds2_models("laptop", root)
+        table = speech_tables.tab_ds2_models("laptop", root)
         ours = [place for place, (group, _) in enumerate(table.columns) if group == LAPTOP]
         assert {cells[place] for _, cells in table.rows for place in ours} == {"–"}
         assert any("no record yet" in note and "ds2-lstm5" in note and "laptop" in note for note in table.notes)
@@ -111,20 +111,20 @@ def test_a_missing_record_is_shown_as_missing_and_never_as_nought(store):
 
 
 def test_a_score_that_a_record_lacks_is_missing(store):
-    table = tables.tab_ds2_models("desk", store(make("ds2-lstm5", "desk", scores={"wer": 0.0})))
+    table = speech_tables.tab_ds2_models("desk", store(make("ds2-lstm5", "desk", scores={"wer": 0.0})))
     group = "recorded (desk), this run"
     assert cell(table, "LSTM, the baseline", group, "WER %") == "0.0, n=1"
     assert cell(table, "LSTM, the baseline", group, "CER %") == "–"
 
 
 def test_the_recorded_profile_is_not_shown_twice(store):
-    groups = {group for group, _ in tables.tab_ds2_models("desk", store()).columns}
+    groups = {group for group, _ in speech_tables.tab_ds2_models("desk", store()).columns}
     assert groups == {"paper", "recorded (desk), this run"}
 
 
 def test_with_nothing_missing_no_note_says_so(store):
     root = store(*(make(name, profile) for name in MODELS for profile in ("desk", "laptop")))
-    assert not any("no record yet" in note for note in tables.tab_ds2_models("laptop", root).notes)
+    assert not any("no record yet" in note for note in speech_tables.tab_ds2_models("laptop", root).notes)
 
 
 @given(values=st.lists(st.floats(0, 100), max_size=6))
@@ -150,7 +150,7 @@ def test_numbers_are_written_as_the_field_writes_them():
 
 def test_the_page_shows_the_same_cells_as_the_table_and_the_text(store):
     root = store(*(make(name, "desk", live=n) for name, n in zip(MODELS, (40_000, 50_000, 25_000, 3_000), strict=True)))
-    table = tables.tab_ds2_models("laptop", root)
+    table = speech_tables.tab_ds2_models("laptop", root)
     page = Page(table._repr_html_())
     assert page.rows[0] == ["", "paper", DESK, LAPTOP]
     assert page.rows[1] == ["model", *(heading for _, heading in table.columns)]
@@ -163,7 +163,7 @@ def test_the_page_shows_the_same_cells_as_the_table_and_the_text(store):
 
 def test_tables_are_accessible_and_scroll_by_themselves(store):
     root = store(make("ds2-lstm5", "laptop"))
-    for table in (tables.tab_ds2_models("laptop", root), tables.tab_runs("laptop", root=root)):
+    for table in (speech_tables.tab_ds2_models("laptop", root), tables.tab_runs("laptop", root=root)):
         page = Page(table._repr_html_())
         assert any(tag == "caption" for tag, _ in page.tags)
         assert all("scope" in attributes for tag, attributes in page.tags if tag == "th")
@@ -187,7 +187,7 @@ def test_numbers_stand_flush_right_and_words_flush_left(store):
 
 def test_the_same_records_give_the_same_page(store):
     root = store(make("ds2-lstm5", "desk"))
-    assert len({tables.tab_ds2_models("laptop", root)._repr_html_() for _ in range(2)}) == 1
+    assert len({speech_tables.tab_ds2_models("laptop", root)._repr_html_() for _ in range(2)}) == 1
 
 
 def test_what_a_record_says_cannot_break_the_page():
