@@ -8,7 +8,7 @@ import torch
 from hlstm_src import caption_scores, experiments, profiles, records, rivals
 from hlstm_src.corpora import CaptionCorpus
 from hlstm_src.counting import count
-from hlstm_src.masks import load_tensors, save_tensors
+from hlstm_src.masks import live_count, load_tensors, save_tensors
 from hlstm_src.neuraltalk import NeuralTalk, caption_loss, collate
 from hlstm_src.tasks import CaptionTask, tokens
 from tests.captions import SIZES, make_corpus, trained
@@ -200,7 +200,7 @@ def test_at_the_desk_the_compact_cell_meets_the_papers_factors_of_parameters_and
         model = NeuralTalk(305, 1280, **recipe.model)
     matrices = [p for name, p in model.named_parameters() if name.startswith("rnn.weight")]
     assert [p.shape for p in matrices] == [(2048, 512)] * 3
-    live = sum(experiments.live_count(p.shape, schedule.density) for p in matrices)
+    live = sum(live_count(p.shape, schedule.density) for p in matrices)
     assert 138_000 < live <= 6 * 2 ** 20 / 45.5
 
 
