@@ -55,8 +55,8 @@ def _recogniser(s: Speech, title: str, cell: str, layers: int, rival: str = "den
         hidden = rivals.small_width(lambda width: _layers(s, cell, layers, width), int(most), most=s.hidden)
     sizes = [p.numel() for p in whole.parameters()]
     density = s.fast if fast else s.accurate
-    if compact:
-        density = (most - len(sizes)) / sum(sizes)                 # each matrix rounds by one at most
+    if compact:                                                    # each matrix rounds by half a unit at most
+        density = (most - len(sizes) * (8 if fast else 1)) / sum(sizes)
     schedule = {"epochs": s.epochs}
     if rival not in ("dense", "small-dense"):
         schedule |= {"rival": rival, "density": density, "rounds": s.rounds}
@@ -95,6 +95,9 @@ CATALOGUE |= {
                                         compact=True, convolutions=True),
     "ds2-hlstm3-fast": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, grown, pruned gradually in blocks, fast",
                                cell="hlstm", layers=3, rival="gp-gradual", fast=True),
+    "ds2-hlstm3-compact-fast": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, grown, pruned gradually in blocks, "
+                                       "compact and fast", cell="hlstm", layers=3, rival="gp-gradual", compact=True,
+                                       fast=True),
     "ds2-small-lstm": partial(_recogniser, title="DeepSpeech2, LSTM x5 as small as the compact model", cell="lstm",
                               layers=5, rival="small-dense"),
     "ds2-small-hlstm": partial(_recogniser, title="DeepSpeech2, H-LSTM x3 as small as the compact model", cell="hlstm",

@@ -352,7 +352,7 @@ def test_recognisers_train_for_equal_epochs_and_the_small_ones_are_alike(profile
     most = cells["ds2-lstm5"] / 23.5                               # the paper's factor of FLOPs
     for name in GRID:
         if "compact" in name:
-            assert 0.9 * most < live[name] <= most
+            assert (0.8 if profile == "smoke" else 0.9) * most < live[name] <= most       # blocks are large there
         elif "small" in name and profile in ("desk", "paper"):      # elsewhere a unit more or less is a large step
             assert abs(cells[name] / most - 1) < 0.05
     assert live["ds2-hlstm3-gp"] == live["ds2-hlstm3-prune"] == cells["ds2-hlstm3"] / 2
