@@ -1,5 +1,6 @@
 """pyproject.toml, requirements.lock and environment.yml describe one and the same environment."""
 
+import ast
 import re
 import tomllib
 
@@ -108,3 +109,17 @@ def test_the_example_in_the_readme_runs(root, capsys):
     exec(example, names)
     assert names["woken"] > 0 and names["slept"] > 0 and 0 < names["masks"].density() < 0.5
     assert capsys.readouterr().out.split()[0] == str(names["woken"])
+
+
+def test_the_readmes_map_names_every_module_once_and_each_imports_from_its_own_row_or_above(root):
+    plan = (root / "README.md").read_text(encoding="utf-8").split("from the ground up")[1].split("\n\n## ")[0]
+    rows = [re.findall(r"(\w+)\.py`", line) for line in plan.splitlines()]
+    row_of = {name: k for k, row in enumerate(rows) for name in row}
+    files = [path for path in (root / "hlstm_src").rglob("*.py") if path.stem != "__init__"]
+    assert sorted(name for row in rows for name in row) == sorted(path.stem for path in files)
+    for path in files:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:      # what is needed to import it, no more
+            if isinstance(node, ast.ImportFrom) and node.level:
+                last = (node.module or "").split(".")[-1]
+                for name in [last] if last in row_of else [each.name for each in node.names]:
+                    assert row_of.get(name, 0) <= row_of[path.stem], f"{path.name} imports {name}.py from a lower row"
