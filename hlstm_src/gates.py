@@ -7,7 +7,7 @@ uses it for float32 states on the CPU where numba is installed; it says the same
 rounding. Loops are short on purpose: LLVM does 16 numbers at once where few arrays meet in one loop.
 
 Sizes: T steps, R rows (batch times directions), H hidden; gates in PyTorch's order i, f, g, o. Several threads can
-share the rows: each does those of its `part` of `parts`, every parts-th from there on.
+share the rows: each does those of its `part` of `parts`, `share` says which.
 """
 
 import numpy as np
@@ -77,6 +77,12 @@ def _float32_of(z):
     return lambda z: z
 
 
+@compiled(inline="always")
+def share(n, part, parts):
+    """Of n rows those of a thread's part, which follow each other."""
+    return range(n * part // parts, n * (part + 1) // parts)
+
+
 @compiled
 def forward(z, t, start, gates, cs, hs, part, parts):
     """Step t: z (R, 4, H), what goes into the gates' activations -> gates (T, R, 4, H), cs and hs (T, R, H) at t.
@@ -84,7 +90,7 @@ def forward(z, t, start, gates, cs, hs, part, parts):
     start (R, H): c before the first step. z is float32, or bfloat16 as uint16.
     """
     R, _, H = z.shape
-    for r in range(part, R, parts):
+    for r in share(R, part, parts):
         before, c, h, y = start[r] if t == 0 else cs[t - 1, r], cs[t, r], hs[t, r], gates[t, r]
         i, f, g, o = y[0], y[1], y[2], y[3]
         for a in range(4):
@@ -114,7 +120,7 @@ def hidden(a, b, out, activation, part, parts):
     bfloat16 as uint16. Summed and bent in float32, rounded once."""
     R, N = out.shape
     z = np.empty(N, np.float32)
-    for r in range(part, R, parts):
+    for r in share(R, part, parts):
         x, y, into = a[r], b[r], out[r]
         for k in range(N):
             z[k] = _float32(x[k]) + _float32(y[k])
@@ -139,7 +145,7 @@ def hidden_backward(d, a, out, activation, part, parts):
     """The way back of `hidden`, from its output a: the gradient d times the activation's slope; all (R, N), d may have
     more rows."""
     R, N = out.shape
-    for r in range(part, R, parts):
+    for r in share(R, part, parts):
         x, y, into = d[r], a[r], out[r]
         if activation == 0:
             for k in range(N):
@@ -158,7 +164,7 @@ def hidden_backward(d, a, out, activation, part, parts):
 @compiled
 def rounded(x, out, part, parts):
     """x (R, H) in the type of out, which may have more rows."""
-    for r in range(part, x.shape[0], parts):
+    for r in share(x.shape[0], part, parts):
         for k in range(x.shape[1]):
             out[r, k] = _as(x[r, k], out)
 
@@ -169,7 +175,7 @@ def backward(dh, dc, t, start, gates, cs, d, part, parts):
     the type of d; dc becomes that of c one step earlier."""
     R, H = dh.shape
     tanh_c = np.empty(H, np.float32)
-    for r in range(part, R, parts):
+    for r in share(R, part, parts):
         c, before = cs[t, r], start[r] if t == 0 else cs[t - 1, r]
         y, into, out, dy = gates[t, r], dc[r], dh[r], d[r]
         i, f, g, o = y[0], y[1], y[2], y[3]

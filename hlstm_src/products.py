@@ -191,18 +191,18 @@ def _load(b, address, kind):
 # Products -------------------------------------------------------------------------------------------------------------
 
 @compiled
-def by_tiles(x, packed, groups, out, part, parts):
+def by_tiles(x, packed, groups, out, rows, part, parts):
     """`product` in bfloat16, x as uint16. Only between `configure` and `release`."""
-    P, columns, depth = x.shape[0], packed.shape[0] // groups, packed.shape[1]           # in tiles
+    columns, depth = packed.shape[0] // groups, packed.shape[1]    # in tiles
     wide, far = 2 * x.shape[1], 4 * out.shape[1]                   # bytes from row to row
-    for p in range(0, P, 2 * ROWS):
+    for p in range(rows[0], rows[1], 2 * ROWS):
         for g in range(groups):
             a = x.ctypes.data + p * wide + 64 * depth * g
             for n in range(g * columns + 2 * part, (g + 1) * columns, 2 * parts):
                 b, to = packed.ctypes.data + 1024 * depth * n, out.ctypes.data + p * far + 64 * n
                 zero(0)
                 zero(1)
-                if p + ROWS < P:                                   # two tiles of rows by two of columns
+                if p + ROWS < rows[1]:                                   # two tiles of rows by two of columns
                     zero(2)
                     zero(3)
                     for k in range(depth):
@@ -228,29 +228,50 @@ def by_tiles(x, packed, groups, out, part, parts):
 
 
 @compiled
-def by_vectors(x, packed, groups, out, part, parts):
+def by_vectors(x, packed, groups, out, rows, part, parts):
     """`product` in float32."""
     panels, depth = packed.shape[0] // groups, np.int64(packed.shape[1])
     wide, far = np.int64(4 * x.shape[1]), np.int64(4 * out.shape[1])         # bytes from row to row
     for n in range(part, len(packed), parts):
         b, to = np.int64(packed.ctypes.data) + 4 * PANEL * depth * n, np.int64(out.ctypes.data) + 4 * PANEL * n
         a = np.int64(x.ctypes.data) + 4 * depth * (n // panels)
-        for p in range(0, x.shape[0], HEIGHT):                     # while the panel is in the nearest cache
+        for p in range(rows[0], rows[1], HEIGHT):                     # while the panel is in the nearest cache
             strip(a + p * wide, wide, b, depth, to + p * far, far)
 
 
-def product(x, packed, groups, out, part=0, parts=1):
-    """out (P, rows) = x (P, groups*K), block by block times the transpose of the packed matrix's blocks; P is a
-    multiple of 16. x is float32, or bfloat16 as uint16, out float32. Only between `begin` and `end`.
+def product(x, packed, groups, out, rows, part=0, parts=1):
+    """out (P, R) = x (P, groups*K), block by block times the transpose of the packed matrix's blocks; P is a multiple
+    of 16. x is float32, or bfloat16 as uint16, out float32. Only between `begin` and `end`.
 
-    Of several threads each makes the columns of its `part` of `parts`, whose weights stay in its own cache."""
+    Made are the rows from rows[0] to before rows[1], and of several threads each makes the columns of its `part` of
+    `parts`."""
 
 
 @overload(product)
-def _product(x, packed, groups, out, part=0, parts=1):
+def _product(x, packed, groups, out, rows, part=0, parts=1):
     if x.dtype == types.uint16:
-        return lambda x, packed, groups, out, part=0, parts=1: by_tiles(x, packed, groups, out, part, parts)
-    return lambda x, packed, groups, out, part=0, parts=1: by_vectors(x, packed, groups, out, part, parts)
+        return lambda x, packed, groups, out, rows, part=0, parts=1: by_tiles(x, packed, groups, out, rows, part, parts)
+    return lambda x, packed, groups, out, rows, part=0, parts=1: by_vectors(x, packed, groups, out, rows, part, parts)
+
+
+def shares(x, batch, part, parts):
+    """What a thread makes in each product with x (P, ...), of which the first `batch` rows count: its rows, and its
+    columns' part and parts.
+
+    In float32 all columns of rows of its own, if the batch can be shared so: then no thread waits for another, though
+    each reads all weights. Otherwise all rows of columns of its own, whose weights stay in its own cache."""
+
+
+@overload(shares)
+def _shares(x, batch, part, parts):
+    if x.dtype == types.uint16:
+        return lambda x, batch, part, parts: ((0, x.shape[0]), part, parts)
+
+    def by_rows(x, batch, part, parts):
+        if batch % (parts * HEIGHT) == 0:
+            return (batch * part // parts, batch * (part + 1) // parts), 0, 1
+        return (0, x.shape[0]), part, parts
+    return by_rows
 
 
 def begin(x):

@@ -3,7 +3,8 @@
 A step multiplies a few rows by some hundred thousand weights and does little else, twice. Called from Python, either
 product takes longer to begin than to do. Here both are the compiled ones of products.py, and between them stands the
 element-wise work of gates.py. `scan` uses this where processor and sizes allow it; it says the same, to rounding.
-Several threads share the columns of products and the rows of all else (team.py), with the same bits as one.
+Several threads share the rows of all work, or else the columns of products (`shares`), with the same bits as one; in
+the latter case they wait for each other (team.py).
 
 Sizes: T steps, B batch, R rows (B times directions), H hidden, N units of all hidden layers, M = 4H times directions;
 gates in PyTorch's order i, f, g, o. Projections, hidden layers and the gradients that become weight gradients are in
@@ -14,7 +15,8 @@ import numpy as np
 
 from . import gates, products, team  # noqa: F401 (`scan` takes products from here)
 from .compiled import compiled
-from .products import ROWS, begin, end, product
+from .gates import share
+from .products import ROWS, begin, end, product, shares
 from .team import meet
 
 
@@ -40,21 +42,22 @@ def _forward(first, projected, h, c, recur, behind, bias, stacks, activation, hi
     activation; z (P, M): what goes into the gates. bias (D, 4, H)."""
     (steps, B, _), (R, H), P, met = projected.shape, h.shape, len(low), 0
     D = R // B
-    rows, z_rows = low.reshape(P * D, H), z.reshape(P * D, 4, H)
+    low_rows, z_rows = low.reshape(P * D, H), z.reshape(P * D, 4, H)
+    rows, column, columns = shares(low, B, part, parts)
     begin(hidden)
     for t in range(first, first + steps):
-        gates.rounded(h if t == 0 else hs[t - 1], rows, part, parts)
-        met = meet(counter, parts, met)
-        product(low, recur, D, sums, part, parts)
-        met = meet(counter, parts, met)
+        gates.rounded(h if t == 0 else hs[t - 1], low_rows, part, parts)
+        met = meet(counter, columns, met)
+        product(low, recur, D, sums, rows, column, columns)
+        met = meet(counter, columns, met)
         gates.hidden(sums, projected[t - first], a[:B], activation, part, parts)
-        for b in range(part, B, parts):
+        for b in share(B, part, parts):
             hidden[t, b] = a[b]
-        met = meet(counter, parts, met)
-        product(a, behind, stacks, z, part, parts)
-        met = meet(counter, parts, met)
+        met = meet(counter, columns, met)
+        product(a, behind, stacks, z, rows, column, columns)
+        met = meet(counter, columns, met)
         if len(bias):
-            for r in range(part, R, parts):
+            for r in share(R, part, parts):
                 z_rows[r] += bias[r % D]
         gates.forward(z_rows[:R], t, c, all_gates, cs, hs, part, parts)
     end(hidden)
@@ -80,23 +83,24 @@ def _backward(first, dhs, dcs, dh, dc, c, recur, behind, stacks, activation, hid
     (steps, B, _), (R, H), P, met = dhidden.shape, dh.shape, len(d), 0
     D = R // B
     d_rows, before_rows = d.reshape(P * D, 4, H), before.reshape(P * D, H)
+    rows, column, columns = shares(d, B, part, parts)
     begin(hidden)
     for t in range(first + steps - 1, first - 1, -1):
-        for r in range(part, R, parts):
+        for r in share(R, part, parts):
             if len(dhs):
                 dh[r] += dhs[t - first, r]
             if len(dcs):
                 dc[r] += dcs[t - first, r]
         gates.backward(dh, dc, t, c, all_gates, cs, d_rows[:R], part, parts)
-        met = meet(counter, parts, met)
-        product(d, behind, stacks, da, part, parts)
-        met = meet(counter, parts, met)
+        met = meet(counter, columns, met)
+        product(d, behind, stacks, da, rows, column, columns)
+        met = meet(counter, columns, met)
         gates.hidden_backward(da, hidden[t], e[:B], activation, part, parts)
-        for b in range(part, B, parts):
+        for b in share(B, part, parts):
             dgates[t - first, b], dhidden[t - first, b] = d[b], e[b]
-        met = meet(counter, parts, met)
-        product(e, recur, D, before, part, parts)
-        met = meet(counter, parts, met)
-        for r in range(part, R, parts):
+        met = meet(counter, columns, met)
+        product(e, recur, D, before, rows, column, columns)
+        met = meet(counter, columns, met)
+        for r in share(R, part, parts):
             dh[r] = before_rows[r]
     end(hidden)

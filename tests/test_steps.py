@@ -53,7 +53,7 @@ def test_a_product_is_that_of_the_matrices(kind, height, groups, wide, deep, bac
 @compiled.compiled
 def multiplied(x, packed, groups, out):
     products.begin(x)
-    products.product(x, packed, groups, out)
+    products.product(x, packed, groups, out, (0, len(x)))
     products.end(x)
 
 
@@ -144,7 +144,7 @@ def steps_of(layer, x, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"shared_hidden": True, "bias": False}])
-@pytest.mark.parametrize("batch", [1, 5, 37])
+@pytest.mark.parametrize("batch", [1, 5, 32, 37])
 def test_several_threads_make_the_bits_of_one(kind, options, batch):
     torch.manual_seed(4)
     layer, x = HLSTM(32, 64, gate_width=32, activation="tanh", **options), torch.randn(7, batch, 32)
