@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,3 +113,14 @@ def compare(
         if lacking := [each for each in ran if not runs[group, each]]:
             notes.append(f"{MISSING} no record yet in the profile {group}: {', '.join(lacking)}")
     return Table(name, caption, "model", heads, lines, notes)
+
+
+def difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float | None]:
+    """Mean of the seeds of a less that of b, and its standard error; None with fewer than three seeds of either.
+
+    More than two standard errors are called clear: a rule of thumb for a handful of seeds.
+    """
+    gap = statistics.fmean(a) - statistics.fmean(b)
+    if min(len(a), len(b)) < 3:
+        return gap, None
+    return gap, (statistics.variance(a) / len(a) + statistics.variance(b) / len(b)) ** 0.5

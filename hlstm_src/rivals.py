@@ -20,7 +20,7 @@ from .schedule import Dense, Event, GrowPruneSchedule, between
 
 RIVALS = {
     "dense": "all connections, all epochs: what sparsity is measured against",
-    "small-dense": "dense, but so narrow that it has no more parameters than the others keep",
+    "small-dense": "dense, but so narrow that, biases and all, it has about as many parameters as the others keep",
     "one-shot": "trained dense, pruned once, fine-tuned",
     "prune-only": "trained dense, then rounds of pruning and retraining (the paper's comparison; Han et al., 2015)",
     "gradual": "pruned a little after each epoch, ever more slowly, within one training (Zhu and Gupta, 2017)",

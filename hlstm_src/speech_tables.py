@@ -21,6 +21,7 @@ from .tables import MISSING, RECORDED, Table, factor, percent, spread
 
 BASELINE, DENSE, ACCURATE, COMPACT = "ds2-lstm5", "ds2-hlstm3", "ds2-hlstm3-gp", "ds2-hlstm3-compact"
 FAST = "ds2-hlstm3-fast"
+WAYS = {"-gp-gradual": "gradually", "-whole": "gradually, convolutions, too", "-fast": "in blocks"}   # else in rounds
 
 SPEECH = (
     Column("recurrent weights", "params", lambda record, _: record.counts.cell.nonzero_params, short),
@@ -43,8 +44,8 @@ def tab_ds2_models(profile: str, root: str | Path | None = None) -> Table:
     rows = [
         ("LSTM, the baseline", "baseline", "ds2-lstm5"),
         ("H-LSTM, dense", "hlstm_x3", "ds2-hlstm3"),
-        ("H-LSTM, grown and pruned: accurate", "accurate", "ds2-hlstm3-gp"),
-        ("H-LSTM, grown and pruned: compact", "compact", "ds2-hlstm3-compact"),
+        ("H-LSTM, grown, pruned in rounds: accurate", "accurate", "ds2-hlstm3-gp"),
+        ("H-LSTM, grown, pruned in rounds: compact", "compact", "ds2-hlstm3-compact"),
     ]
     caption = "DeepSpeech2 models: live recurrent weights, FLOPs a frame and test errors"
     return compare("tab-ds2-models", caption, "deepspeech2", rows, SPEECH, profile, root)
@@ -120,8 +121,7 @@ def preferred(name: str, root: str | Path | None = None, profile: str = RECORDED
     has the lowest mean validation WER."""
     own = name.removesuffix("-gp")
     rates = {each: [run.valid_scores.get("wer", 100.0) for run in runs]
-             for each in (name, f"{own}-gp-gradual", f"{own}-whole", f"{own}-fast")
-             if (runs := records.find(profile, each, root))}
+             for each in (name, *(own + way for way in WAYS)) if (runs := records.find(profile, each, root))}
     return min(rates, key=lambda each: statistics.fmean(rates[each]), default=name)
 
 
@@ -137,6 +137,8 @@ def tab_ds2_claims(root: str | Path | None = None, profile: str = RECORDED) -> T
     ours = {}
     for name, label in ((accurate, "accurate"), (compact, "compact"), (FAST, "fast")):
         ours[name] = f"{ours[name]}, {label}" if name in ours else label
+    ours = {name: f"{label}: {next((how for way, how in WAYS.items() if name.endswith(way)), 'in rounds')}"
+            for name, label in ours.items()}
     runs = {name: records.find(profile, name, root) for name in (BASELINE, *ours)}
     rates = {name: [run.scores["wer"] for run in group] for name, group in runs.items()}
     base, lines, times = runs[BASELINE], [], speeds(root, profile)

@@ -92,8 +92,8 @@ def test_times_of_different_processors_are_not_held_against_each_other(tmp_path)
     measured(tmp_path, "a", "quick", {"engine": 40, "ds2-lstm5, engine": 50, "ds2-hlstm3-fast, engine": 25})
     measured(tmp_path, "b", "slow", {"engine": 90, "ds2-lstm5, engine": 100})
     compact, fast = st.tab_ds2_claims(tmp_path).rows[3:]                   # the fast one is the most accurate, too
-    assert compact[1][:2] == ["compact", "20 % (1.2x), 10 % (1.1x)"] and compact[1][-1] == "not met"
-    assert fast[1][:2] == ["accurate, fast", "50 % (2.0x)"] and fast[1][-1] == "met, by one seed"
+    assert compact[1][:2] == ["compact: in rounds", "20 % (1.2x), 10 % (1.1x)"] and compact[1][-1] == "not met"
+    assert fast[1][:2] == ["accurate, fast: in blocks", "50 % (2.0x)"] and fast[1][-1] == "met, by one seed"
     assert "in this order, as far as measured: quick, slow." in st.tab_ds2_claims(tmp_path).notes[3]
 
 

@@ -36,7 +36,7 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data
 
 
-COMPACT = "H-LSTM, grown and pruned: compact"
+COMPACT = "H-LSTM, grown, pruned in rounds: compact"
 DESK, LAPTOP = "recorded (desk)", "this run (laptop)"
 
 
@@ -62,7 +62,7 @@ def test_cells_are_the_figures_of_the_records(store):
 def test_the_papers_cells_are_those_of_the_papers_list(store):
     table = speech_tables.tab_ds2_models("laptop", store())
     rows = {"LSTM, the baseline": "baseline", "H-LSTM, dense": "hlstm_x3", COMPACT: "compact"}
-    rows["H-LSTM, grown and pruned: accurate"] = "accurate"
+    rows["H-LSTM, grown, pruned in rounds: accurate"] = "accurate"
     heads = {"recurrent weights": "params", "compression": "compression", "FLOPs a frame": "flops", "WER %": "wer"}
     assert {name for name, _ in table.rows} == set(rows)
     for row, key in rows.items():
@@ -211,9 +211,9 @@ def test_runs_name_profile_date_machine_precision_time_and_commit(store):
     root = store(make("a", "desk"), dirty, other, gitless)
     rows = tables.tab_runs("laptop", root=root).rows
     assert rows == [
-        ("a", ["desk", "0", "2026-02-01", "A CPU, 2 cores", tables.MISSING, "1.5", "abcdef0123"]),
+        ("a", ["desk", "0", "2026-02-01", "A CPU, 2 cores", "not noted", "1.5", "abcdef0123"]),
         ("b", ["laptop", "3", "2026-02-01", "A GPU", "fp32", "1.5", "abcdef0123 with local changes"]),
-        ("d", ["laptop", "0", "2026-02-01", "A CPU, 2 cores", "bf16", "1.5", "unknown"]),
+        ("d", ["laptop", "0", "2026-02-01", "A CPU, 2 cores", "not noted", "1.5", "unknown"]),
     ]
     assert [name for name, _ in tables.tab_runs("laptop", ["b"], root).rows] == ["b"]
     assert [name for name, _ in tables.tab_runs("desk", root=root).rows] == ["a"]
