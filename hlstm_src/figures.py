@@ -49,7 +49,7 @@ class Picture(Figure):
         self.savefig(file, format="png", dpi=160)
         code = base64.b64encode(file.getvalue()).decode()
         image = (f'<img alt="{html.escape(self.alt)}" src="data:image/png;base64,{code}" '
-                 f'style="width: 100%; min-width: 30rem; max-width: {100 * WIDTH:.0f}px; height: auto">')
+                 f'style="width: 100%; min-width: 28rem; max-width: {100 * WIDTH:.0f}px; height: auto">')
         return {"text/html": f'<div style="overflow-x: auto">{image}</div>', "image/png": code, "text/plain": self.alt}
 
 

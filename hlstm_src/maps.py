@@ -89,7 +89,7 @@ def connection_maps(masks: Mapping[str, object]) -> Picture:
             ax.tick_params(labelsize=8.5)
             ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         axes[0].set_ylabel("to unit", fontsize=9.5)
-        part.supxlabel("from input", fontsize=9.5)
+        part.supxlabel(_from(name), fontsize=9.5)
         part.colorbar(image, ax=axes, pad=0.01, label="live (%)")
         part.suptitle(f"{name}: {100 * mask.mean():.1f} % of {mask.size:,} alive", fontsize=10.5, x=0.01, ha="left")
     return fig
@@ -126,10 +126,16 @@ def gp_masks(phases: Mapping[str, Mapping[str, object]], matrix: str | None = No
     for row, gate in enumerate(GATES):
         grid[row, 0].set_ylabel(f"gate {gate}\nto unit", fontsize=9.5)
     for ax in grid[-1]:
-        ax.set_xlabel("from input", fontsize=9.5)
+        ax.set_xlabel(_from(matrix), fontsize=9.5)
     fig.suptitle(matrix, x=0.01, ha="left", fontsize=10.5)
     _legend(fig, wide=max(rows, columns) > 64)
     return fig
+
+
+def _from(matrix: str) -> str:
+    """What the columns of a matrix stand for, by its name."""
+    kinds = {"_ih": "from input", "_hh": "from state", "_gate": "from hidden unit"}
+    return next((kind for part, kind in kinds.items() if part in matrix), "from unit")
 
 
 def _same_shapes(masks: Iterable[np.ndarray]) -> None:
@@ -152,7 +158,7 @@ class Animation:
         gif, last = (base64.b64encode(data).decode() for data in (self.gif, self.last))
         picture = (f'<picture><source media="(prefers-reduced-motion: reduce)" srcset="data:image/png;base64,{last}">'
                    f'<img alt="{html.escape(self.alt)}" src="data:image/gif;base64,{gif}" '
-                   f'style="width: 100%; min-width: 30rem; max-width: {100 * WIDTH:.0f}px; height: auto"></picture>')
+                   f'style="width: 100%; min-width: 28rem; max-width: {100 * WIDTH:.0f}px; height: auto"></picture>')
         return {"text/html": f'<div style="overflow-x: auto">{picture}</div>', "image/png": last,
                 "text/plain": self.alt}
 
@@ -210,7 +216,7 @@ def _frames(shown: list[tuple[str, dict[str, np.ndarray]]], most: int) -> list[I
         axes[0].set_ylabel(f"{name if len(name) < 20 else '…' + name[-18:]}\nto unit", fontsize=9)
     for gate, above, below in zip(GATES, grid[0], grid[-1]):
         above.set_title(f"gate {gate}", loc="center", fontsize=9.5)
-        below.set_xlabel("from input", fontsize=9.5)
+        below.set_xlabel(_from(list(first)[-1]), fontsize=9.5)
     ax = low.subplots()
     ax.plot(range(1, len(shown) + 1), densities, color=GREY)
     marker, = ax.plot(1, densities[0], "o", color=VERMILION, markersize=8)

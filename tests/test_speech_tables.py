@@ -77,7 +77,22 @@ def test_which_compact_model_counts_is_decided_on_the_validation_speakers(tmp_pa
             record.save(records.path_of(record.experiment, "desk", 0, tmp_path))
     table = st.tab_ds2_claims(tmp_path)
     assert table.rows[0][1][1] == f"{10_000 / next(live for name, _, live in made if name == chosen):.1f}x"
-    assert table.notes[2].endswith(f"and ds2-hlstm3-{chosen}.")
+    assert table.notes[3].endswith(f"and ds2-hlstm3-{chosen}.")
+
+
+def test_error_rates_are_compared_on_the_same_utterances():
+    """Where one is worse by one word in every utterance, no draw of utterances can say otherwise."""
+    texts = ["A B C D", "E F G H", "I J K L", "M N O P"]
+    base, worse = make("ds2-lstm5", "desk", 0), make("ds2-hlstm3", "desk", 0)
+    base.samples = [{"id": str(k), "reference": t, "hypothesis": t} for k, t in enumerate(texts)]
+    worse.samples = [s | {"hypothesis": s["reference"][:-2]} for s in base.samples]
+    assert st.paired([worse], [base]) == (25.0, 25.0, 25.0) and st.paired([base], [worse])[0] == -25.0
+    assert st.paired([base, worse], [base])[0] == 12.5                      # in the mean of the runs
+    worse.samples[0]["hypothesis"] = "A B C D"
+    gap, low, high = st.paired([worse], [base])
+    assert low < gap == 18.75 < high
+    worse.samples = worse.samples[1:]
+    assert st.paired([worse], [base]) is None and st.paired([], [base]) is None
 
 
 def measured(root, name, cpu, times):
@@ -94,7 +109,7 @@ def test_times_of_different_processors_are_not_held_against_each_other(tmp_path)
     compact, fast = st.tab_ds2_claims(tmp_path).rows[3:]                   # the fast one is the most accurate, too
     assert compact[1][:2] == ["compact: in rounds", "20 % (1.2x), 10 % (1.1x)"] and compact[1][-1] == "not met"
     assert fast[1][:2] == ["accurate, fast: in blocks", "50 % (2.0x)"] and fast[1][-1] == "met, by one seed"
-    assert "in this order, as far as measured: quick, slow." in st.tab_ds2_claims(tmp_path).notes[3]
+    assert "in this order, as far as measured: quick, slow." in st.tab_ds2_claims(tmp_path).notes[4]
 
 
 def test_nothing_is_judged_without_records(tmp_path):
