@@ -114,7 +114,9 @@ def tab_neuraltalk_training(profile: str, root: str | Path | None = None, suffix
     rows = [("LSTM x3", "lstm_x3", BASELINE), ("H-LSTM x1", "hlstm_x1", "nt-hlstm1"),
             *([] if suffix else [("prune only: accurate", None, "nt-hlstm1-prune")]),
             ("grow and prune: accurate", "accurate", ACCURATE), ("grow and prune: compact", "compact", COMPACT),
-            ("small LSTM, dense", None, "nt-small-lstm"), ("small H-LSTM, dense", None, "nt-small-hlstm")]
+            ("small LSTM, dense", None, "nt-small-lstm"), ("small H-LSTM, dense", None, "nt-small-hlstm"),
+            *([] if suffix else [("small LSTM, recipe its own", None, "nt-small-lstm-fitted"),
+                                 ("small H-LSTM, recipe its own", None, "nt-small-hlstm-fitted")])]
     rows = [(*row, at_beam(BEAM)) for row in rows]
     return _made("tab-neuraltalk-training", f"Ways to a small captioner (beam {BEAM})", rows,
                  [SIZE, COMPRESSION, CIDER, PERPLEXITY], profile, root, suffix)

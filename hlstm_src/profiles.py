@@ -47,6 +47,8 @@ class Captions:
     patience: int | None = None     # epochs without a better CIDEr after which dense training ends
     batch: int = 64                 # captions
     dropout: float = 0.5
+    small_lr: float | None = None   # of the small dense networks named `-fitted`; None: as all others
+    small_dropout: float | None = None      # likewise
     limit: int | None = None        # use only the first so many pictures of each split
     finetune_epochs: int = 0        # afterwards, in which the encoder learns, too; 0: none
     finetune_lr: float = 1e-6       # there, for both

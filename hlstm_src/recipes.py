@@ -142,22 +142,24 @@ def _cell(c: Captions, cell: str, layers: int = 1, hidden: int | None = None) ->
 
 def _captioner(c: Captions, title: str, cell: str = "hlstm", layers: int = 1, rival: str = "dense",
                compact: bool = False, activation: str | None = None, output: bool = False,
-               tuned: bool = False) -> Recipe:
+               tuned: bool = False, fitted: bool = False) -> Recipe:
     """A captioner. A sparse one ends at the density of the accurate model or, if `compact`, with at least
     `compression` times fewer live weights in the cell than the LSTM x3 has; "small-dense" is so narrow instead. With
     `output` the output projection is as sparse: its weights and the cell's are ranked together. A `tuned` one learns on
-    together with its encoder, which until then was only read."""
+    together with its encoder, which until then was only read. A `fitted` one has the rate and dropout of small ones."""
     size, hidden = rivals.parameters_left(_cell(c, "hlstm")), c.hidden
     most = rivals.parameters_left(_cell(c, "lstm", 3)) / c.compression
     if rival == "small-dense":
         hidden = rivals.small_width(lambda width: _cell(c, cell, hidden=width), int(most), most=c.hidden)
     density = math.floor(most / 3) / (size / 3) if compact else c.accurate    # three matrices of one size
-    model = {"cell": cell, "layers": layers, "hidden": hidden, "embedding": c.hidden, "dropout": c.dropout}
+    lr, dropout = (c.small_lr or c.lr, c.dropout if c.small_dropout is None else c.small_dropout) if fitted else (
+        c.lr, c.dropout)
+    model = {"cell": cell, "layers": layers, "hidden": hidden, "embedding": c.hidden, "dropout": dropout}
     model |= {"activation": activation or c.activation} if cell == "hlstm" else {}
     schedule, dense = {"epochs": c.epochs}, rival in ("dense", "small-dense")
     if not dense:
         schedule |= {"rival": rival, "density": density, "rounds": c.rounds} | ({"per": "global"} if output else {})
-    settings = Settings(lr=c.lr, decay=c.decay, weight_decay=1e-2 if c.decay is None else 0,      # 0: plain Adam
+    settings = Settings(lr=lr, decay=c.decay, weight_decay=1e-2 if c.decay is None else 0,      # 0: plain Adam
                         patience=c.patience if dense else None, precision=c.precision, fused=True)
     return Recipe(title, model, schedule, settings,
                   {"corpus": c.corpus, "encoder": c.encoder, "batch": c.batch, "limit": c.limit, "java": c.java},
@@ -186,8 +188,13 @@ _CAPTIONERS = {
                              rival="small-dense"),
     "nt-small-hlstm": partial(_captioner, title="NeuralTalk, H-LSTM x1 as small as the compact model",
                               rival="small-dense"),
+    "nt-small-lstm-fitted": partial(_captioner, title="NeuralTalk, LSTM x1 as small as the compact model, rate and "
+                                    "dropout its own", cell="lstm", rival="small-dense", fitted=True),
+    "nt-small-hlstm-fitted": partial(_captioner, title="NeuralTalk, H-LSTM x1 as small as the compact model, rate and "
+                                     "dropout its own", rival="small-dense", fitted=True),
 }
-ONCE = "nt-gru1", "nt-hlstm1-prune", "nt-hlstm1-compact-output", "nt-lstm1-tuned", "nt-hlstm1-compact-tuned"
+ONCE = ("nt-gru1", "nt-hlstm1-prune", "nt-hlstm1-compact-output", "nt-lstm1-tuned", "nt-hlstm1-compact-tuned",
+        "nt-small-lstm-fitted", "nt-small-hlstm-fitted")
 TWICE = tuple(name for name in _CAPTIONERS if name not in ONCE)    # on both corpora
 _CAPTIONERS |= {f"nt-hlstm1-{activation}": partial(_captioner, title=f"NeuralTalk, H-LSTM x1, {activation}",
                                                    activation=activation)
