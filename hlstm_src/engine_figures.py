@@ -54,6 +54,15 @@ def layers(bench: Mapping) -> dict[str, Layer]:
     return found
 
 
+def in_two_lines(name: str, width: int = 28) -> str:
+    """A case's name; if it is long, broken at the last comma that leaves the first line short enough."""
+    parts = name.split(", ")
+    for k in range(len(parts) - 1, 0, -1) if len(name) > width else ():
+        if len(first := ", ".join(parts[:k])) <= width:
+            return f"{first},\n{', '.join(parts[k:])}"
+    return name
+
+
 @_styled
 def latency(found: Mapping[str, Layer]) -> Picture:
     """Microseconds a step against the live share of the weights, a panel for each layer."""
@@ -75,7 +84,7 @@ def latency(found: Mapping[str, Layer]) -> Picture:
                      if t.engine.endswith(wanted) and "structured" not in t.engine]
             if dense:
                 ax.axhline(min(dense), color=GREY, linestyle=look, linewidth=1.4, label=f"dense, {wanted}")
-        ax.set(xscale="log", yscale="log", title=name)
+        ax.set(xscale="log", yscale="log", title=in_two_lines(name))
         ax.invert_xaxis()
         ax.set_xticks([20, 10, 5, 2.5], ["20", "10", "5", "2.5"])
         ax.set_xticks([], minor=True)
@@ -96,13 +105,15 @@ def latency(found: Mapping[str, Layer]) -> Picture:
 def roofline(layer: Layer, bandwidth: Mapping[int, float], macs: float) -> Picture:
     """Live multiply-accumulates a second against how many there are for each byte read, under the machine's limits.
 
-    bandwidth: bytes a second from a matrix of so many bytes; the smallest and the largest are drawn. macs: the most
-    float32 MACs a second.
+    bandwidth: bytes a second from a matrix of so many bytes; the smallest and the largest are drawn, and the first that
+    holds what the best dense engine reads. macs: the most float32 MACs a second.
     """
     fig = Picture(4.3, "Roofline: products a second of dense and sparse engines against products a byte")
     ax = fig.subplots()
-    x = np.geomspace(0.02, 2, 50)
-    for size, where, side in ((min(bandwidth), 0.024, "bottom"), (max(bandwidth), 0.4, "top")):
+    x = np.geomspace(0.02, 3, 50)
+    middle = min((size for size in bandwidth if size >= layer.best.bytes), default=max(bandwidth))
+    places = {middle: (0.04, "top"), min(bandwidth): (0.024, "bottom"), max(bandwidth): (0.4, "top")}
+    for size, (where, side) in places.items():
         ax.plot(x, np.minimum(x * bandwidth[size], macs) / 1e9, color=GREY, linewidth=1)
         unit = f"{size >> 20} MiB" if size >> 20 else f"{size >> 10} KiB"
         ax.annotate(f"reading\n{unit}", (where, where * bandwidth[size] / 1e9), fontsize=9, color=GREY, va=side,

@@ -55,6 +55,26 @@ def test_latency_has_a_panel_for_each_layer(n):
     assert [text.get_text() for text in picture.legends[0].texts].count("balanced") == 1
 
 
+def test_a_long_name_is_broken_at_a_comma():
+    assert engine_figures.in_two_lines("LSTM 800, two directions, two threads, 200 steps") == (
+        "LSTM 800, two directions,\ntwo threads, 200 steps")
+    assert engine_figures.in_two_lines("H-LSTM 512, 100 steps") == "H-LSTM 512, 100 steps"
+    assert engine_figures.in_two_lines("a name of more than twenty-eight letters") == (
+        "a name of more than twenty-eight letters")
+
+
+@pytest.mark.parametrize("sizes", [(1 << 10, 1 << 23, 1 << 27), (1 << 10, 1 << 12, 1 << 13, 1 << 27)])
+def test_the_roofline_also_has_the_slope_at_the_size_of_the_best_dense_engine(sizes):
+    layer = engine_figures.layers(bench())["LSTM 8, 5 steps"]      # which reads 4200 bytes
+    rates = {size: 1e8 / (1 + k) for k, size in enumerate(sizes)}
+    ax = drawn(engine_figures.roofline(layer, rates, 5e7)).axes[0]
+    roofs = [line for line in ax.lines if len(line.get_xdata()) > 10]
+    found = sorted(line.get_ydata()[0] / line.get_xdata()[0] * 1e9 for line in roofs)
+    assert found == pytest.approx(sorted(rates[size] for size in (sizes[0], sizes[-2], sizes[-1])))
+    points = [x for line in ax.lines if len(line.get_xdata()) <= 10 for x in line.get_xdata()]
+    assert ax.get_xlim()[1] > 1.2 * max(points)
+
+
 def test_the_roofline_shows_products_against_bytes_and_both_limits():
     layer = engine_figures.layers(bench())["LSTM 8, 5 steps"]
     picture = drawn(engine_figures.roofline(layer, {1 << 14: 1e8, 1 << 23: 5e7, 1 << 27: 2e7}, 5e7))
