@@ -216,20 +216,22 @@ def zero_shares(model: nn.Module, batches: Iterable[tuple]) -> dict[str, Tensor]
         lengths = kwargs.get("lengths", args[2] if len(args) > 2 else None)
         if isinstance(out[0], PackedSequence):
             lengths = pad_packed_sequence(out[0])[1]
-        for k, hidden in enumerate(scans.hidden):                  # one scan a layer
+        units = len(module.widths) * max(module.widths)            # of one direction; a scan holds one or both
+        ways = [way for hidden in scans.hidden for way in hidden.chunk(hidden.shape[3] // units, 3)]
+        suffixes = [suffix for k in range(module.num_layers) for suffix in module._suffixes(k)]
+        for suffix, hidden in zip(suffixes, ways):
             alive = torch.ones(hidden.shape[1:3], dtype=torch.bool)
             if lengths is not None:
                 alive = torch.arange(len(alive))[:, None] < torch.as_tensor(lengths).cpu()
-            for j, units in enumerate(hidden, 1):
-                dead = (units.cpu()[alive] == 0).sum(0).view(module.directions, len(module.widths), -1).double()
-                for suffix, stacks in zip(module._suffixes(k), dead):
-                    found = {"": stacks}
-                    if module.uneven:                              # filled up to the widest; a matrix for each gate
-                        found = {f"_{gate}": stack[None, :G] for gate, stack, G in zip("ifgo", stacks, module.widths)}
-                    for gate, stack in found.items():
-                        name = f"{path}.weight_gate{j}{gate}{suffix}".lstrip(".")
-                        zeros[name] = zeros.get(name, 0) + stack
-                        frames[name] = frames.get(name, 0) + int(alive.sum())
+            for j, layer in enumerate(hidden, 1):
+                stacks = (layer.cpu()[alive] == 0).sum(0).view(len(module.widths), -1).double()
+                found = {"": stacks}
+                if module.uneven:                                  # filled up to the widest; a matrix for each gate
+                    found = {f"_{gate}": stack[None, :G] for gate, stack, G in zip("ifgo", stacks, module.widths)}
+                for gate, stack in found.items():
+                    name = f"{path}.weight_gate{j}{gate}{suffix}".lstrip(".")
+                    zeros[name] = zeros.get(name, 0) + stack
+                    frames[name] = frames.get(name, 0) + int(alive.sum())
         scans.hidden.clear()
     with _looking(model, (HLSTM,), look), scans:
         for inputs in batches:

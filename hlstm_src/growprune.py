@@ -81,7 +81,7 @@ def grow(masks: ConnectionMasks, gradients: dict[str, Tensor], ratio: float, *, 
     woken = 0
     for names in _groups(masks, per):
         scores = torch.cat([gradients[name].abs().flatten() for name in names])
-        below = int(ratio * scores.numel())
+        below = int(ratio * scores.numel() + 1e-9)                 # 0.29 * 100 is a little less than 29
         if below == scores.numel():
             continue
         threshold = scores.kthvalue(below + 1).values

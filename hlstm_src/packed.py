@@ -28,7 +28,8 @@ def evaluate(file: Path, folder: Path | None, split: str = "test", limit: int | 
         return corpus, scores.error_rates([u.transcript for u in chosen], said), said
     if list(corpus.vocabulary.words) != list(engine.vocabulary):
         raise ValueError(f"{file}: its vocabulary is not that of {folder}; name the corpus it learnt from")
-    said = [engine.caption(corpus.feature(p).numpy(), beam=1) for p in chosen]
+    # Stored features are those of the encoder as it came, not of one that learnt along with the words.
+    said = [engine.caption(p.path if engine.tuned else corpus.feature(p).numpy(), beam=1) for p in chosen]
     found, _ = caption_scores(tokens(chosen), [list(p.raw) for p in chosen], said,
                               use_java=engine.metadata.get("java", True))
     return corpus, found[0], said

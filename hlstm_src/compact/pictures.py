@@ -67,7 +67,9 @@ class Tuned:
         self.network, self.prepare = encoders.learner(name, 0), encoders.PREPARE[name]
         state = self.network.state_dict()
         for key, tensor in state.items():
-            if not key.endswith("num_batches_tracked"):            # which only training reads
+            if key.endswith("num_batches_tracked"):                # which only training reads
+                file.ignore(f"encoder.{key}")
+            else:
                 tensor.copy_(from_numpy(file.tensor(f"encoder.{key}", tuple(tensor.shape))[0]))
 
     def __call__(self, image: "Image") -> np.ndarray:
