@@ -332,6 +332,17 @@ def test_zero_activations_are_left_out_as_by_brute_force(options, density):
     assert all(0 <= share.min() and share.max() <= 1 for share in zeros.values())
 
 
+@pytest.mark.parametrize("width", [3, 256])                           # from there on a direction has a scan of its own
+def test_each_layer_and_direction_has_zeros_of_its_own(width):
+    torch.manual_seed(0)
+    layer, x = HLSTM(5, width, 2, bidirectional=True), torch.randn(4, 2, 5)
+    found = zero_shares(layer, [(x,)])
+    assert set(found) == {name for name, _ in layer.named_parameters() if name.startswith("weight_gate")}
+    assert all(share.shape == (4, width) for share in found.values())
+    assert len({tuple(share.flatten().tolist()) for share in found.values()}) == 4
+    assert count(layer, zeros=found).active_macs < count(layer).macs
+
+
 def test_padding_does_not_count_where_lengths_come_by_name():
     class Caller(nn.Module):
         def __init__(self, layer):

@@ -51,7 +51,7 @@ def test_growth_wakes_who_a_plain_loop_would_wake(shapes, density, ratio, per, s
     expected, woken = lists(masks), 0
     for names in groups(expected, per):
         ranked = sorted(abs(g) for name in names for row in gradients[name].tolist() for g in row)
-        below = math.floor(ratio * len(ranked))
+        below = math.floor(ratio * len(ranked) + 1e-9)             # of the ratio as it is written
         for name in names:
             for i, j in cells(expected[name]):
                 g = abs(gradients[name][i, j].item())
@@ -62,6 +62,14 @@ def test_growth_wakes_who_a_plain_loop_would_wake(shapes, density, ratio, per, s
     assert grow(masks, gradients, ratio, per=per) == woken
     assert lists(masks) == expected
     assert all(p.equal(weights[name]) for name, p in masks.parameters.items())        # they wake at zero
+
+
+def test_a_ratio_is_meant_as_it_is_written():
+    """0.29 times 100 is a little less than 29 to a computer."""
+    layer = nn.Linear(10, 10, bias=False)
+    masks = ConnectionMasks(layer, density=1.0)
+    masks.masks["weight"][:] = False
+    assert grow(masks, {"weight": torch.arange(1.0, 101).view(10, 10)}, 0.29) == 71
 
 
 def test_without_ties_growth_wakes_the_share_above_the_quantile():

@@ -134,6 +134,10 @@ def test_a_packed_file_says_the_same_and_is_smaller(tmp_path):
         ours, theirs = load_compact(tmp_path / values), load_compact(source)
         assert values == "int8" or ours.caption(x) == theirs.caption(x)
         assert ours.vocabulary == theirs.vocabulary and ours.longest == 11 and ours.encoder == "tiny"
+    before = source.read_bytes()
+    with pytest.raises(ValueError, match="take the place of the trained model"):
+        pack(source, source.parent / "." / source.name)
+    assert source.read_bytes() == before
     found = sizes(source)
     assert found["compact int8"] < found["compact fp16"] < found["compact fp32"] < found["fp32, zeros too"]
 
