@@ -218,7 +218,7 @@ def test_every_captioner_can_be_built_and_takes_the_epochs_of_its_profile(profil
             assert made.epochs_left == sizes.epochs
         else:
             assert schedule == {"epochs": sizes.epochs}
-        assert recipe.settings.lr == sizes.lr
+        assert recipe.settings.lr == (sizes.small_lr or sizes.lr if name.endswith("-fitted") else sizes.lr)
 
 
 def test_a_packed_captioner_scores_the_same_on_the_engine(made, folder, corpus, tmp_path):
