@@ -276,6 +276,7 @@ def bench_captions(corpus: Annotated[Path, typer.Option(help="a corpus folder wi
         print(f"{name}: a fresh process has its first caption after {begun:.2f} s and takes {peak:.0f} MB at most")
     if json:
         bench.save(json, "captions", timed.rows, pictures=len(features),
+                   experiment=experiments.load(model)[2].get("experiment"),
                    words=[{"case": case, "engine": name, "words": n} for (case, name), n in timed.words.items()],
                    starts=[{"engine": name, "seconds": begun, "peak_mb": peak}
                            for name, (begun, peak) in starts.items()])
@@ -330,9 +331,11 @@ def main() -> None:
         print(error if code == 130 else f"error: {error}", file=sys.stderr)
         sys.exit(code)
     except ModuleNotFoundError as missing:
-        if missing.name not in ("numba", "soxr"):                  # what the extra "compact" brings
+        extra = {"numba": "compact,bench", "soxr": "compact,bench", "onnx": "bench", "onnxruntime": "bench",
+                 "PIL": "data", "pycocoevalcap": "scores", "thop": "scores"}.get((missing.name or "").partition(".")[0])
+        if extra is None:
             raise
-        print(f"error: {missing.name} is not installed; install the engine with `pip install -e '.[compact,bench]'`",
+        print(f"error: {missing.name} is not installed; install what this needs with `pip install -e '.[{extra}]'`",
               file=sys.stderr)
         sys.exit(1)
 

@@ -10,6 +10,7 @@ from .audio import SAMPLE_RATE
 from .bench import interleaved, threads
 from .corpora import SpeechCorpus
 from .deepspeech2 import spectrogram
+from .masks import load_tensors
 from .records import LatencyRow
 
 
@@ -20,6 +21,10 @@ def speech(model: Path, corpus: SpeechCorpus, limit: int = 20, rounds: int = 5, 
     against: other recognisers, each of which takes part in torch and on the engine, by the name of its experiment.
     Raises ValueError if the engine hears something else than torch.
     """
+    for file in (model, *against):
+        about = load_tensors(file)[1]
+        if about.get("benchmark", "speech") != "speech" or "kind" in about:       # `pack` writes a kind
+            raise ValueError(f"{file}: no trained recogniser, as `run` writes it")
     waves = [corpus.audio(u) for u in corpus.split("test", limit=limit)]
     seconds = sum(len(w) for w in waves) / SAMPLE_RATE
 

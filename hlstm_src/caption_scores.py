@@ -19,9 +19,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from pycocoevalcap.bleu.bleu import Bleu
-from pycocoevalcap.cider.cider import Cider
-from pycocoevalcap.rouge.rouge import Rouge
 
 PTB = "PTB tokeniser of pycocoevalcap (Java), lower case, no punctuation"
 PYTHON = "words as the corpus was prepared (Python tokeniser), no Java: not to be compared with PTB scores"
@@ -44,6 +41,8 @@ def java() -> Path | None:
 def cider(references: list[list[str]], hypotheses: list[str]) -> np.ndarray:
     """CIDEr-D of each picture, in percent, (N). Sentences are words joined by spaces; a picture has one or more
     references. Raises ValueError where the lists differ in length, are empty, or a picture has no reference."""
+    from pycocoevalcap.cider.cider import Cider  # of the extra `scores`: recognisers do without
+
     return 100 * np.asarray(Cider().compute_score(*_numbered(references, hypotheses))[1])
 
 
@@ -72,6 +71,9 @@ def caption_scores(tokens: list[list[str]], raw: list[list[str]], *captioners: l
 
 
 def _scores(references: list[list[str]], captions: list[str], meteor: float | None) -> dict[str, float]:
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.rouge.rouge import Rouge
+
     pair, each = _numbered(references, captions), cider(references, captions)
     low, high = bootstrap(each)
     bleu = Bleu(4).compute_score(*pair, verbose=0)[0]

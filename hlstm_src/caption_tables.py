@@ -56,20 +56,21 @@ CIDER, PERPLEXITY = _score("CIDEr", "cider", "cider"), _score("perplexity", "per
 def speeds(root: str | Path | None = None, profile: str = RECORDED) -> dict[tuple[str, str, int], float]:
     """(profile, experiment, beam) -> microseconds a word, pictures one by one on one thread, on the quickest engine.
 
-    From what `bench captions --json results/<profile>/captions.json` wrote of the compact model, or
-    `captions-<experiment>.json` of another one; those that ran `--against` it stand in the same file by their names.
+    From what `bench captions --json results/<profile>/captions.json` wrote: one file, one machine. Those that ran
+    `--against` its model stand there by their names.
     """
-    found = {}
-    for path in sorted(records.folder(profile, root).glob("captions*.json")):
-        data = json.loads(path.read_text(encoding="utf-8"))
-        words = {(row["case"], row["engine"]): row["words"] for row in data["words"]}
-        for row in data["latency"]:
-            other = re.fullmatch(r"(nt-[\w-]+), (torch|engine)", row["engine"])
-            if other or row["engine"] in ENGINES:
-                own = path.stem.removeprefix("captions").removeprefix("-") or COMPACT
-                key = profile, other[1] if other else own, int(row["case"].rpartition(" ")[2])
-                time = row["microseconds"] / words[row["case"], row["engine"]]
-                found[key] = min(time, found.get(key, time))
+    path, found = records.folder(profile, root) / "captions.json", {}
+    if not path.exists():
+        return found
+    data = json.loads(path.read_text(encoding="utf-8"))
+    words = {(row["case"], row["engine"]): row["words"] for row in data["words"]}
+    for row in data["latency"]:
+        other = re.fullmatch(r"(nt-[\w-]+), (torch|engine)", row["engine"])
+        if other or row["engine"] in ENGINES:
+            name = other[1] if other else data.get("experiment") or COMPACT
+            key = profile, name, int(row["case"].rpartition(" ")[2])
+            time = row["microseconds"] / words[row["case"], row["engine"]]
+            found[key] = min(time, found.get(key, time))
     return found
 
 

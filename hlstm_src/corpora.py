@@ -63,6 +63,8 @@ class SpeechCorpus:
         except ValueError as error:
             raise CorpusError(f"{about}: not JSON ({error}); prepare the corpus again") from None
         self.sha256 = hashlib.sha256(data).hexdigest()
+        if isinstance(self.info, dict) and self.info.get("kind") == "captions":
+            raise CorpusError(f"{about}: a corpus of pictures; name one of speech, such as data/an4")
         if not isinstance(self.info, dict) or self.info.get("manifest_sha256") != self.sha256:
             raise CorpusError(f"{manifest}: does not match corpus.json; prepare the corpus again")
         self.name = self.info.get("name", "?")
@@ -210,6 +212,9 @@ class CaptionCorpus:
         about = self.folder / "corpus.json"
         try:
             self.info = json.loads(about.read_text(encoding="utf-8"))
+            if not isinstance(self.info, dict) or self.info.get("kind") != "captions":
+                raise CorpusError(f"{about}: key 'kind' is not 'captions', so this is no caption corpus; "
+                                  f"{PREPARE}, or name another, such as data/ucm")
             parts = {name: (self.folder / name).read_bytes() for name in TABLES}
         except OSError as error:
             raise CorpusError(f"{error.filename}: {error.strerror.lower()}; prepare the corpus first, with `python -m "
@@ -218,8 +223,6 @@ class CaptionCorpus:
             raise CorpusError(f"{about}: not JSON ({error}); {PREPARE}") from None
         self.sha256 = hashlib.sha256(b"".join(parts.values())).hexdigest()
         self.manifest_sha256 = hashlib.sha256(parts["manifest.csv"]).hexdigest()
-        if not isinstance(self.info, dict) or self.info.get("kind") != "captions":
-            raise CorpusError(f"{about}: key 'kind' is not 'captions', so this is no caption corpus; {PREPARE}")
         if self.info.get("sha256") != self.sha256:
             raise CorpusError(f"{about}: key 'sha256' does not match {', '.join(parts)}; {PREPARE}")
         self.name = self.info.get("name", "?")

@@ -56,6 +56,8 @@ def run(name: str, profile_name: str = "laptop", seed: int = 0, *, force: bool =
     for unknown names, CorpusError, TrainingError, Interrupted.
     """
     made, p = recipe(name, profile_name), profile(profile_name)
+    if name.endswith("-flowers") and p.kept and not p.flowers:
+        raise ValueError(f"{name}: the profile {profile_name} has no second caption corpus; choose another profile")
     path = records.path_of(name, profile_name, seed)
     if path.exists() and not force and p.kept:
         return records.read(path)
@@ -195,6 +197,8 @@ def evaluate(file: Path, corpus: SpeechCorpus | CaptionCorpus | None = None, spl
     if isinstance(model, ToyModel):
         bench = benchmarks.Toy(Interlock(**metadata["task"]["rules"]))
         task = bench.task(0, **metadata["task"])
+        if split not in task.splits:                               # its training batches are drawn anew each time
+            raise ValueError(f"split {split!r}: the interlock has {' and '.join(task.splits)}")
         return task.evaluate(model, benchmarks.CPU, split), task.read(model, benchmarks.CPU, split).tolist()
     if corpus is None:
         kind, folder = ("captioner", "data/ucm") if isinstance(model, NeuralTalk) else ("recogniser", "data/an4")

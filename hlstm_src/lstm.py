@@ -10,8 +10,10 @@ together.
 """
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -203,7 +205,7 @@ class HLSTM(nn.Module):
                 x = F.dropout(x, self.dropout, self.training)
         hn, cn = (torch.cat(s) for s in zip(*ends))
         if packed is not None:
-            x = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=packed.sorted_indices is None)
+            x = _packed_like(packed, x, lengths)
         elif input.dim() == 2:
             x, hn, cn = x.squeeze(1), hn.squeeze(1), cn.squeeze(1)
         elif self.batch_first:
@@ -303,15 +305,23 @@ class HLSTM(nn.Module):
         return text + (f", bidirectional, merge={self.merge}" if self.bidirectional else "")
 
 
+def _packed_like(packed: PackedSequence, x: Tensor, lengths: Tensor) -> PackedSequence:
+    """x (T, B, N) in the order of `packed`, which among equal lengths is the caller's choice."""
+    order = packed.sorted_indices
+    if order is not None:
+        x, lengths = x[:, order], lengths[order]
+    return packed._replace(data=pack_padded_sequence(x, lengths.cpu()).data)
+
+
 def _widths(gate_width) -> tuple[int, ...]:
     """The option `gate_width` as widths in the order of the rows, i, f, g, o."""
-    if isinstance(gate_width, int):
-        return (gate_width,) * 4
+    if isinstance(gate_width, Integral):
+        return (int(gate_width),) * 4
     if not isinstance(gate_width, Mapping):
         gate_width = dict(zip("fiog", gate_width)) if len(gate_width) == 4 else {}
     if set(gate_width) != set("fiog"):
         raise ValueError("gate_width must be a number, or four in the order f, i, o, g, or four by these names")
-    return tuple(gate_width[gate] for gate in "ifgo")
+    return tuple(operator.index(gate_width[gate]) for gate in "ifgo")
 
 
 def _even(w: CellWeights, widths: Sequence[int]) -> CellWeights:

@@ -1,10 +1,16 @@
 """From log probabilities to words, and from words to error rates."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import jiwer
 import numpy as np
-from torch import Tensor
 
 from .audio import ALPHABET, BLANK
+
+if TYPE_CHECKING:                      # whoever reads records needs no torch
+    from torch import Tensor
 
 NORMALISATION = ("upper case, letters, apostrophe and single spaces; words split at spaces, "
                  "spelled letters count as words")
@@ -25,6 +31,19 @@ def greedy(log_probs: Tensor, lengths: Tensor) -> list[str]:
     return texts
 
 
+def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
+    """Words that were exchanged, left out or put in, and words of the reference."""
+    found = jiwer.process_words(reference, hypothesis)
+    return found.substitutions + found.deletions + found.insertions, len(reference.split())
+
+
+def interval(errors: np.ndarray, words: np.ndarray, resamples: int = 1000) -> tuple[float, float]:
+    """95 % bootstrap interval over utterances of 100 * errors / words, each (N). The same draws every time."""
+    draws = np.random.default_rng(0).integers(len(words), size=(resamples, len(words)))
+    low, high = np.percentile(100 * errors[draws].sum(1) / words[draws].sum(1), [2.5, 97.5])
+    return float(low), float(high)
+
+
 def error_rates(references: list[str], hypotheses: list[str], resamples: int = 1000) -> dict[str, float]:
     """Word and letter error rates in percent (jiwer), with a 95 % bootstrap interval of the WER over utterances.
 
@@ -36,10 +55,7 @@ def error_rates(references: list[str], hypotheses: list[str], resamples: int = 1
     references, hypotheses = [normalise(r) for r in references], [normalise(h) for h in hypotheses]
     if not all(references):
         raise ValueError(f"reference {references.index('')} has no word to compare with")
-    pairs = [jiwer.process_words(r, h) for r, h in zip(references, hypotheses)]
-    errors = np.array([p.substitutions + p.deletions + p.insertions for p in pairs])
-    words = np.array([len(r.split()) for r in references])
-    draws = np.random.default_rng(0).integers(len(pairs), size=(resamples, len(pairs)))
-    low, high = np.percentile(100 * errors[draws].sum(1) / words[draws].sum(1), [2.5, 97.5])
+    errors, words = np.array(list(map(word_errors, references, hypotheses))).T
+    low, high = interval(errors, words, resamples)
     return {"wer": 100 * float(errors.sum() / words.sum()), "cer": 100 * jiwer.cer(references, hypotheses),
-            "wer_low": float(low), "wer_high": float(high), "utterances": float(len(pairs))}
+            "wer_low": low, "wer_high": high, "utterances": float(len(words))}

@@ -15,6 +15,7 @@ from .deepspeech2 import GRU, DeepSpeech2, bins_left
 from .drawings import INK, _Circuit
 from .figures import BLUE, GREEN, GREY, LINES, VERMILION, WIDTH, Picture, _array, _styled
 from .records import LatencyRow
+from .scores import word_errors
 
 
 def _visible(letter: str) -> str:
@@ -168,12 +169,6 @@ def letter_confusions(samples: Sequence[Mapping[str, str]], most: int = 15) -> P
     return fig
 
 
-def word_errors(sample: Mapping[str, str]) -> tuple[int, int]:
-    """Of a sample with `reference` and `hypothesis`: (wrong, missing and added words; words said)."""
-    found = jiwer.process_words(sample["reference"], sample["hypothesis"])
-    return found.substitutions + found.deletions + found.insertions, len(sample["reference"].split())
-
-
 LENGTHS = ((1, 1, "1"), (2, 4, "2–4"), (5, 7, "5–7"), (8, 999, "8+"))      # words in an utterance
 
 
@@ -181,7 +176,7 @@ def _groups(samples: Sequence[Mapping[str, str]]) -> tuple[dict[str, list], dict
     """(errors, words) of each utterance, by speaker and by how many words were said."""
     speakers, lengths = {}, {text: [] for _, _, text in LENGTHS}
     for sample in samples:
-        errors, words = word_errors(sample)
+        errors, words = word_errors(sample["reference"], sample["hypothesis"])
         speakers.setdefault(sample["speaker"], []).append((errors, words))
         lengths[next(text for low, high, text in LENGTHS if low <= words <= high)].append((errors, words))
     return speakers, {text: pairs for text, pairs in lengths.items() if pairs}

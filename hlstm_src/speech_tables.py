@@ -12,11 +12,14 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from . import paper, records
 from .comparison import Column, compare, compression, verdict
 from .paper import short
 from .profiles import PROFILES
 from .records import RunRecord
+from .scores import interval, word_errors
 from .tables import MISSING, RECORDED, Table, factor, percent, spread
 
 BASELINE, DENSE, ACCURATE, COMPACT = "ds2-lstm5", "ds2-hlstm3", "ds2-hlstm3-gp", "ds2-hlstm3-compact"
@@ -102,12 +105,13 @@ def speeds(root: str | Path | None = None, profile: str = RECORDED) -> dict[str,
     engine.
 
     From what `bench speech --json results/<profile>/speech-....json` wrote, of its model and of those `--against` it.
-    Times of different processors are never held against each other.
+    Times of different files are never held against each other: processors may bear one name and yet differ.
     """
     found = {}
     for path in sorted(records.folder(profile, root).glob("speech*.json")):
         data = json.loads(path.read_text(encoding="utf-8"))
-        times = found.setdefault(data["provenance"]["cpu"], {})
+        cpu = data["provenance"]["cpu"]
+        times = found.setdefault(f"{cpu}, {path.stem}" if cpu in found else cpu, {})
         for row in data["latency"]:
             other = re.fullmatch(r"(ds2-[\w-]+), (torch|engine)", row["engine"])
             own = data.get("experiment") if row["engine"] in ("torch, with all weights", "engine") else None
@@ -129,20 +133,13 @@ def paired(ours: list[RunRecord], base: list[RunRecord], resamples: int = 1000) 
     """By how many points the word error rate of some runs lies above that of others, and the 95 % interval of that over
     utterances (bootstrap; both are given the same ones, since what is hard is hard for both). Errors are means over the
     runs of each. None where the records do not hold the same utterances."""
-    import jiwer
-    import numpy as np
-
-    def errors(run: RunRecord) -> list[int]:
-        pairs = (jiwer.process_words(s["reference"], s["hypothesis"]) for s in run.samples)
-        return [pair.substitutions + pair.deletions + pair.insertions for pair in pairs]
     said = [{s["id"]: s["reference"] for s in run.samples if "id" in s} for run in (*ours, *base)]
     if not (ours and base) or not said[0] or any(each != said[0] for each in said):
         return None
-    words = np.array([len(text.split()) for text in said[0].values()])
-    more = np.subtract(*(np.mean([errors(run) for run in group], axis=0) for group in (ours, base)))
-    draws = np.random.default_rng(0).integers(len(words), size=(resamples, len(words)))
-    low, high = np.percentile(100 * more[draws].sum(1) / words[draws].sum(1), [2.5, 97.5])
-    return 100 * float(more.sum() / words.sum()), float(low), float(high)
+    (mine, words), (theirs, _) = (
+        np.mean([[word_errors(s["reference"], s["hypothesis"]) for s in run.samples] for run in group], axis=0).T
+        for group in (ours, base))
+    return 100 * float((mine - theirs).sum() / words.sum()), *interval(mine - theirs, words, resamples)
 
 
 def tab_ds2_claims(root: str | Path | None = None, profile: str = RECORDED) -> Table:
@@ -163,37 +160,40 @@ def tab_ds2_claims(root: str | Path | None = None, profile: str = RECORDED) -> T
     rates = {name: [run.scores["wer"] for run in group] for name, group in runs.items()}
     base, lines, times = runs[BASELINE], [], speeds(root, profile)
 
-    def fewer(of: Callable[[RunRecord], float]) -> list[float]:
+    def fewer(of: Callable[[RunRecord], float]) -> dict[str, float]:
         """How many times less the compact model has."""
         if not (base and runs[compact]):
-            return []
+            return {}
         whole, left = (statistics.fmean(map(of, group)) for group in (base, runs[compact]))
-        return [whole / left]
+        return {"": whole / left}
 
-    def cut(name: str) -> list[float]:
+    def cut(name: str) -> dict[str, float]:
         """By how many percent its latency is lower, on each processor."""
-        return [100 * (1 - own[name] / own[BASELINE]) for own in times.values() if {name, BASELINE} <= own.keys()]
+        both = {cpu: own for cpu, own in times.items() if {name, BASELINE} <= own.keys()}
+        return {cpu: 100 * (1 - own[name] / own[BASELINE]) for cpu, own in both.items()}
 
     def cut_text(value: float) -> str:
         return f"{value:.0f} % ({factor(1 / (1 - value / 100))})"
     claims = [("params_fewer", compact, fewer(lambda run: run.counts.cell.nonzero_params), factor),
               ("flops_fewer", compact, fewer(lambda run: run.counts.cell.nonzero_flops), factor),
-              ("wer_gp", accurate, [statistics.fmean(rates[accurate])] if rates[accurate] else [], "{:.1f} %".format),
+              ("wer_gp", accurate, {"": statistics.fmean(rates[accurate])} if rates[accurate] else {},
+               "{:.1f} %".format),
               ("latency_cut", compact, cut(compact), cut_text)]
     if runs[FAST]:
         claims.append(("latency_cut", FAST, cut(FAST), cut_text))
-    for key, name, values, show in claims:
-        goal = paper.goal(f"deepspeech2.{key}")
+    for key, name, found, show in claims:
+        goal, values = paper.goal(f"deepspeech2.{key}"), found.values()
+        told = (show(value) + (f" on {cpu}" if cpu else "") for cpu, value in found.items())
         gain = statistics.fmean(rates[name]) - statistics.fmean(rates[BASELINE]) if rates[name] and base else None
         drawn = paired(runs[name], base)
-        found = (_rate_verdict(rates[name], goal.value) if key == "wer_gp" else
-                 verdict(min(values, default=None), goal.value, rates[name], rates[BASELINE], "WER", better=-1))
-        if drawn and drawn[1] <= 0 and found.endswith("WER is higher"):
-            found += ", within chance"
+        judged = (_rate_verdict(rates[name], goal.value) if key == "wer_gp" else
+                  verdict(min(values, default=None), goal.value, rates[name], rates[BASELINE], "WER", better=-1))
+        if drawn and drawn[1] <= 0 and judged.endswith("WER is higher"):
+            judged += ", within chance"
         lines.append((f"{goal.note}: {goal.text()}", [
-            ours[name], ", ".join(map(show, values)) or MISSING,
+            ours[name], ", ".join(told) or MISSING,
             MISSING if gain is None else f"{gain:+.1f}" + (f" ({drawn[1]:+.1f} to {drawn[2]:+.1f})" if drawn else ""),
-            f"{len(rates[name])} against {len(base)}" if rates[name] and base else MISSING, found]))
+            f"{len(rates[name])} against {len(base)}" if rates[name] and base else MISSING, judged]))
     heads = [("", head) for head in ("our model", "recorded", "WER against LSTM x5", "seeds", "verdict")]
     width = PROFILES[profile].speech.hidden
     notes = [f"Recorded ({profile}) on AN4 with cells {width} wide, greedy; the paper's are "
@@ -203,9 +203,7 @@ def tab_ds2_claims(root: str | Path | None = None, profile: str = RECORDED) -> T
              "hear the same ones); \"within chance\" where none at all is among that.",
              "Accurate and compact: of those pruned in rounds, gradually, with their convolutions or in blocks, the "
              f"ones that hear the validation speakers best, {accurate} and {compact}.",
-             "Time: whole utterances, one by one on one thread, each network on its quickest engine"
-             + (f"; of several processors in this order, as far as measured: {', '.join(times)}"
-                if len(times) > 1 else "") + "."]
+             "Time: whole utterances, one by one on one thread, each network on its quickest engine."]
     for cell in ("LSTM", "H-LSTM"):
         if small := records.find(profile, f"ds2-small-{cell.replace('-', '').lower()}", root):
             notes.append(f"For comparison, WER in percent of a dense {cell} as small as the compact model: "

@@ -1,9 +1,11 @@
 """The benchmark of whole recognisers: contestants hear the same, and a fresh process is timed."""
 
+import pytest
 import torch
 
 from hlstm_src import bench_speech
 from hlstm_src.audio import ALPHABET
+from hlstm_src.compact.pack import pack
 from hlstm_src.corpora import SpeechCorpus
 from hlstm_src.deepspeech2 import DeepSpeech2
 from hlstm_src.masks import ConnectionMasks, save_model
@@ -21,5 +23,12 @@ def test_the_engine_hears_what_torch_hears_and_both_are_timed(tmp_path):
     assert seconds > 0 and len({row.engine for row in rows}) == len(rows) == 5
     more, _ = bench_speech.speech(path, corpus, limit=1, rounds=1, against=[path])
     assert [row.engine for row in more[5:]] == ["seed0, torch", "seed0, engine"]
+    pack(path, tmp_path / "compact")
+    save_model(tmp_path / "captioner", model, masks, {"benchmark": "captions"})
+    for file in (tmp_path / "captioner", tmp_path / "compact"):
+        with pytest.raises(ValueError, match=f"{file.name}: no trained recogniser"):
+            bench_speech.speech(path, corpus, against=[file])
+    with pytest.raises(ValueError, match="a folder; name the file to write in it"):
+        pack(path, tmp_path)
     begun, peak = bench_speech.start(path, corpus.split("test")[0].path)
     assert begun > 0 and peak > 1

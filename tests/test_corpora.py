@@ -12,13 +12,21 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hlstm_src.audio import ALPHABET
-from hlstm_src.corpora import CorpusError, SpeechCorpus, collate, encode, length_batches
+from hlstm_src.corpora import CaptionCorpus, CorpusError, SpeechCorpus, collate, encode, length_batches
+from hlstm_src.profiles import MINI_SCENES, MINI_SPEECH, ROOT
 from tests.speech import SIZES, make_corpus
 
 
 @pytest.fixture
 def folder(tmp_path):
     return make_corpus(tmp_path / "tones")
+
+
+def test_a_corpus_of_the_other_kind_is_told_as_one():
+    with pytest.raises(CorpusError, match="corpus.json: a corpus of pictures; name one of speech, such as data/an4"):
+        SpeechCorpus(ROOT / MINI_SCENES)
+    with pytest.raises(CorpusError, match="this is no caption corpus; .* or name another, such as data/ucm"):
+        CaptionCorpus(ROOT / MINI_SPEECH)
 
 
 def rewrite(folder, change, agree=True):

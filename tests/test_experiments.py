@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict
 from fnmatch import fnmatch
 
@@ -272,6 +274,25 @@ def test_a_missing_corpus_is_said_before_anything_is_written(tmp_path, monkeypat
     assert not (tmp_path / "results").exists()
 
 
+def test_a_corpus_that_a_kept_profile_lacks_is_not_replaced_by_another():
+    with pytest.raises(ValueError, match="paper has no second caption corpus"):
+        experiments.run("nt-lstm1-flowers", "paper")
+
+
+def test_what_needs_no_caption_scores_runs_without_their_package(root):
+    code = "import sys; sys.modules['pycocoevalcap'] = None; from hlstm_src.__main__ import main; main()"
+
+    def called(*words):
+        return subprocess.run([sys.executable, "-c", code, *words], cwd=root, capture_output=True, text=True)
+    assert called("run", "nothing", "--profile", "smoke").stderr.startswith("error: experiment 'nothing': choose one")
+    assert called("report", "--profile", "smoke").returncode == 0
+    from hlstm_src import caption_scores
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "pycocoevalcap.cider.cider", None)
+        with pytest.raises(ModuleNotFoundError, match="pycocoevalcap"):
+            caption_scores.cider([["a"]], ["a"])
+
+
 # --- the interlock ---------------------------------------------------------------------------------
 
 @pytest.fixture
@@ -289,6 +310,8 @@ def test_the_interlock_needs_no_corpus_and_its_file_scores_what_the_record_says(
     rates, read = experiments.evaluate(file)
     assert rates == record.scores and experiments.evaluate(file, split="valid")[0] == record.valid_scores
     assert read[0] == [[int(bit) for bit in row] for row in record.samples[0]["hypothesis"]]
+    with pytest.raises(ValueError, match="split 'train': the interlock has valid and test"):
+        experiments.evaluate(file, split="train")
     rules = Interlock(**record.recipe["task"]["rules"])
     levers = torch.tensor([[int(bit) for bit in row] for row in record.samples[0]["inputs"]])
     wanted = [[int(bit) for bit in row] for row in record.samples[0]["reference"]]

@@ -3,6 +3,7 @@
 import copy
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -104,6 +105,25 @@ def test_unbatched_and_packed_sequences_are_as_in_pytorchs_lstm(sequence, bidire
         close([y3], [pad_packed_sequence(y2)[0]], 1e-6)
         assert s3 is None or close(s3, s2, 1e-6) is None
         assert (s3 is not None) == with_state
+
+
+@pytest.mark.parametrize("gate_layers", [0, 1])
+def test_packed_sequences_of_equal_length_keep_the_order_they_came_in(gate_layers):
+    order = torch.tensor([2, 0, 1])                                # of three, two of them equally long
+    x, lengths = torch.randn(STEPS, 3, 3), torch.tensor([6, 2, 6])
+    packed = pack_padded_sequence(x[:, order], lengths[order])
+    packed = packed._replace(sorted_indices=order, unsorted_indices=order.argsort())
+    layer = HLSTM(3, 4, gate_layers=gate_layers, bidirectional=True)
+    y, states = layer(packed)
+    assert y.sorted_indices.equal(order) and y.unsorted_indices.equal(order.argsort())
+    wanted, states_wanted = layer(x, lengths=lengths)
+    close([y.data, *states], [pack_padded_sequence(wanted[:, order], lengths[order]).data, *states_wanted], 1e-6)
+
+
+def test_a_gate_width_of_any_whole_number_type_is_one():
+    for width in (np.int64(5), [np.int64(5)] * 4):
+        layer, same = HLSTM(3, 4, gate_width=width), HLSTM(3, 4, gate_width=5)
+        assert [p.shape for p in layer.parameters()] == [p.shape for p in same.parameters()]
 
 
 # The definition ---------------------------------------------------------------------------------------------

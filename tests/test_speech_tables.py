@@ -58,7 +58,7 @@ def test_latency_is_that_of_the_quickest_engines(tmp_path, microseconds, rates, 
     measured(tmp_path, "grid", "a Xeon", times)
     assert st.speeds(tmp_path) == {"a Xeon": {"ds2-hlstm3-compact": microseconds, "ds2-lstm5": 100}}
     cells = st.tab_ds2_claims(tmp_path).rows[3][1]
-    assert cells[1] == shown and cells[-1] == verdict
+    assert cells[1] == f"{shown} on a Xeon" and cells[-1] == verdict
 
 
 @pytest.mark.parametrize("rates, chosen", [
@@ -107,9 +107,11 @@ def test_times_of_different_processors_are_not_held_against_each_other(tmp_path)
     measured(tmp_path, "a", "quick", {"engine": 40, "ds2-lstm5, engine": 50, "ds2-hlstm3-fast, engine": 25})
     measured(tmp_path, "b", "slow", {"engine": 90, "ds2-lstm5, engine": 100})
     compact, fast = st.tab_ds2_claims(tmp_path).rows[3:]                   # the fast one is the most accurate, too
-    assert compact[1][:2] == ["compact: in rounds", "20 % (1.2x), 10 % (1.1x)"] and compact[1][-1] == "not met"
-    assert fast[1][:2] == ["accurate, fast: in blocks", "50 % (2.0x)"] and fast[1][-1] == "met, by one seed"
-    assert "in this order, as far as measured: quick, slow." in st.tab_ds2_claims(tmp_path).notes[4]
+    assert compact[1][:2] == ["compact: in rounds", "20 % (1.2x) on quick, 10 % (1.1x) on slow"]
+    assert compact[1][-1] == "not met"
+    assert fast[1][:2] == ["accurate, fast: in blocks", "50 % (2.0x) on quick"] and fast[1][-1] == "met, by one seed"
+    measured(tmp_path, "c", "quick", {"engine": 10, "ds2-lstm5, engine": 20})       # another one of that name
+    assert st.speeds(tmp_path)["quick"]["ds2-lstm5"] == 50 and st.speeds(tmp_path)["quick, speech-c"]["ds2-lstm5"] == 20
 
 
 def test_nothing_is_judged_without_records(tmp_path):

@@ -17,6 +17,8 @@ def pack(source: Path, target: Path, values: str = "fp16") -> int:
     """Writes the compact file of a trained model and returns its bytes. Raises ValueError naming the file."""
     if target.resolve() == source.resolve():
         raise ValueError(f"{target}: would take the place of the trained model; give the compact file another name")
+    if target.is_dir():
+        raise ValueError(f"{target}: a folder; name the file to write in it")
     tensors, masks, metadata = read(source)
     kind = KINDS.get(metadata.get("benchmark", "speech"))
     if kind is None:

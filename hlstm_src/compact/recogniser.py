@@ -4,6 +4,7 @@ A convolution is a product too: its kernel is a packed matrix whose places are o
 the columns of x. Batch normalisation is folded into what follows or precedes it.
 """
 
+import os
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -127,7 +128,7 @@ class Recogniser:
         """
         if beam < 1:
             raise ValueError(f"beam={beam} must be at least 1")
-        path = isinstance(samples, (str, bytes)) or hasattr(samples, "__fspath__")
+        path = isinstance(samples, (str, os.PathLike))
         samples = audio.read(samples) if path else audio.convert(samples, rate)
         texts = []
         for piece in audio.pieces(samples):

@@ -158,6 +158,8 @@ def test_sound_of_minutes_is_heard_piece_by_piece(folder):
 def test_a_search_needs_a_prefix(folder):
     with pytest.raises(ValueError, match="beam=0"):
         load_compact(folder / "lstm.safetensors").transcribe(wave(), beam=0)
+    with pytest.raises(UserError, match="^samples: "):
+        load_compact(folder / "lstm.safetensors").transcribe(b"sound.wav")      # no path, no samples
 
 
 def test_the_recogniser_in_the_repository_is_the_one_of_its_record():
