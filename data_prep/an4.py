@@ -6,7 +6,7 @@ them in both sets.
 
     python -m data_prep.an4 --out data/an4
 
-The paper has no validation set. Choosing anything by the test set would flatter the result, so eight training
+AN4 has no validation set. Choosing anything by the test set would flatter the result, so eight training
 speakers are held out here, four whose name begins with f and four with m, by a fixed rule: of each kind those
 whose name has the smallest SHA-256. A recipe once chosen may be trained on all 948, that is on `train` and
 `valid` together.
@@ -52,7 +52,7 @@ AN4 = Source()
 TITLE = "CMU AN4 (census)"
 LICENCE = "AN4 licence of Carnegie Mellon University (BSD-style, any use); the notice is in the file LICENSE"
 NOTE = (
-    "The paper has no validation set. Here {count} training speakers are held out: of those whose name "
+    "AN4 has no validation set. Here {count} training speakers are held out: of those whose name "
     "begins with f and of those with m, the {each} whose name has the smallest SHA-256. train and valid "
     "together are the {train} training utterances."
 )

@@ -112,12 +112,12 @@ def roofline(layer: Layer, bandwidth: Mapping[int, float], macs: float) -> Pictu
     ax = fig.subplots()
     x = np.geomspace(0.02, 3, 50)
     middle = min((size for size in bandwidth if size >= layer.best.bytes), default=max(bandwidth))
-    places = {middle: (0.04, "top"), min(bandwidth): (0.024, "bottom"), max(bandwidth): (0.4, "top")}
-    for size, (where, side) in places.items():
+    for size, height in {min(bandwidth): 0.3, middle: 0.55, max(bandwidth): 0.55}.items():
+        where = min(height * macs / bandwidth[size], 1.2)          # of its label, high up on the line
         ax.plot(x, np.minimum(x * bandwidth[size], macs) / 1e9, color=GREY, linewidth=1)
         unit = f"{size >> 20} MiB" if size >> 20 else f"{size >> 10} KiB"
-        ax.annotate(f"reading\n{unit}", (where, where * bandwidth[size] / 1e9), fontsize=9, color=GREY, va=side,
-                    ha="left", xytext=(0, 14 if side == "bottom" else -8), textcoords="offset points")
+        ax.text(where, where * bandwidth[size] / 1e9, f"reading {unit}", fontsize=9, color=GREY, va="center",
+                ha="center", clip_on=True, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
     ax.annotate("multiplying float32", (0.56, macs / 1e9), fontsize=9, color=GREY, va="bottom", ha="left",
                 xytext=(0, 9), textcoords="offset points")
     for structure, (colour, line, marker) in SPARSE.items():

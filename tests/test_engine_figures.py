@@ -88,4 +88,4 @@ def test_the_roofline_shows_products_against_bytes_and_both_limits():
     assert points["dense float32"].get_ydata() == pytest.approx([1000 / 80e-6 / 1e9])
     assert points["CSR"].get_xdata() == pytest.approx([50 / 400])
     assert points["dense int8"].get_ydata() == pytest.approx([1000 / 20e-6 / 1e9])
-    assert {"reading\n16 KiB", "reading\n128 MiB", "multiplying float32"} <= {t.get_text() for t in ax.texts}
+    assert {"reading 16 KiB", "reading 128 MiB", "multiplying float32"} <= {t.get_text() for t in ax.texts}

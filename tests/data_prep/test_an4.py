@@ -61,7 +61,7 @@ def test_a_whole_archive_becomes_a_corpus(make, archive, small_an4, tmp_path):
     assert sound.tobytes() == small_an4.files["an4/wav/an4_clstk/fann/an1-fann-b.sph"][1024:]
     assert (out / "LICENSE").read_bytes() == small_an4.files["an4/LICENSE"]
     assert info["archive_sha256"] == sha256_of(archive)
-    assert "The paper has no validation set" in info["note"]
+    assert "AN4 has no validation set" in info["note"]
 
 
 def test_speakers_of_the_three_splits_are_disjoint_and_of_both_kinds(make, archive, tmp_path):
