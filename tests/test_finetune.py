@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data_prep.features import store_features
-from hlstm_src import experiments, records
+from hlstm_src import experiments, packed, records
 from hlstm_src.compact.pack import pack
 from hlstm_src.compact.runtime import load_compact
 from hlstm_src.corpora import CaptionCorpus, CorpusError
@@ -76,6 +76,11 @@ def test_the_engine_says_the_same_of_a_picture_with_the_encoder_in_its_file(reco
         torch.testing.assert_close(torch.from_numpy(fast.tuned(corpus.image(picture)))[None], feature.detach())
         said = [about["vocabulary"][k - 1] for k in model.caption(feature, 1, about["longest"])[0]]
         assert fast.caption(picture.path, beam=1) == " ".join(said)
+    # A score on the engine is that of the encoder which learnt, not of the features that were stored before.
+    _, found, heard = packed.evaluate(file, folder)
+    assert heard == [sample["hypothesis"] for sample in record.samples] and found["cider"] == record.scores["cider"]
+    picture = corpus.split("test")[0].path                         # the training file itself opens, too
+    assert load_compact(file_of(record)).caption(picture, beam=1) == heard[0]
 
 
 @pytest.mark.parametrize("stop", [("dense", 1), ("finetune", 1)])
