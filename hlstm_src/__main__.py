@@ -119,9 +119,10 @@ def caption(files: Annotated[list[Path], typer.Argument(help="pictures of any si
 def _opened(model: Path, wanted: type, **options):
     """The model in a file, if it is of the kind that is wanted."""
     from . import load_compact
-    if model == CAPTIONER and not model.exists():
-        raise FileNotFoundError(f"{_short(model)}: no such file; train a captioner with `python -m hlstm_src run "
-                                "nt-hlstm1-compact` and name the .safetensors file beside its record with --model")
+    if model in (CAPTIONER, RECOGNISER) and not model.exists():
+        raise FileNotFoundError(f"{_short(model)}: no such file; train a {wanted.__name__.lower()} with `python -m "
+                                f"hlstm_src run {model.parent.name}` and name the .safetensors file beside its record "
+                                "with --model")
     made = load_compact(model, **options)
     if not isinstance(made, wanted):
         raise ValueError(f"{model}: a {type(made).__name__.lower()}, where a {wanted.__name__.lower()} is needed")
@@ -287,7 +288,7 @@ def doctor():
     """Look at this machine: packages, cores, GPU, corpora. Exit code 1 if something needed is missing."""
     import torch
 
-    from .profiles import MINI_SCENES, MINI_SPEECH, PROFILES, ROOT
+    from .profiles import MINI_SCENES, MINI_SPEECH, PROFILES, home, place
     from .scan import has_bfloat16
     missing = []
     for package in ("accelerate", "jiwer", "jupyter_book", "numpy", "pandas", "papermill", "safetensors", "snakemake",
@@ -303,18 +304,18 @@ def doctor():
         able["AVX-512"] = cpu_features(), "unstructured sparse layers gain less speed"
     for what, (there, without) in able.items():
         print(f"ok       {what}" if there else f"without  {what}: {without}")
-    print(f"ok       {shutil.disk_usage(ROOT).free >> 30} GB free")
+    print(f"ok       {shutil.disk_usage(home()).free >> 30} GB free")
     minis, ways = (MINI_SPEECH, MINI_SCENES), {"data/an4": "data_prep.an4", "data/coco": "data_prep.coco"}
     for folder in dict.fromkeys(part.corpus for p in PROFILES.values() for part in (p.speech, p.captions, p.flowers)
                                 if part):
-        there = (ROOT / folder / "corpus.json").exists()
+        there = (place(folder) / "corpus.json").exists()
         print(f"{'ok     ' if there else 'absent '}  corpus {folder}"
               + ("" if there else ": it comes with the code, restore it from git" if folder in minis else
                  f": `python -m {ways.get(folder, 'data_prep.karpathy')} --out {folder}` (for the profiles desk and "
                  "paper)"))
     if missing:
         raise SystemExit(f"missing: {', '.join(missing)}; install with `pip install -r requirements.lock`")
-    if not all((ROOT / folder / "corpus.json").exists() for folder in minis):
+    if not all((place(folder) / "corpus.json").exists() for folder in minis):
         raise SystemExit(1)
 
 
@@ -335,7 +336,7 @@ def main() -> None:
                  "PIL": "data", "pycocoevalcap": "scores", "thop": "scores"}.get((missing.name or "").partition(".")[0])
         if extra is None:
             raise
-        print(f"error: {missing.name} is not installed; install what this needs with `pip install -e '.[{extra}]'`",
+        print(f"error: {missing.name} is not installed; install what this needs with `pip install '.[{extra}]'`",
               file=sys.stderr)
         sys.exit(1)
 

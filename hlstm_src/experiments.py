@@ -8,6 +8,7 @@ are made anew only with `force=True`.
 
 import hashlib
 from dataclasses import asdict, replace
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from .deepspeech2 import DeepSpeech2, spectrogram
 from .encoders import Pretrained
 from .masks import ConnectionMasks, load_model, load_tensors, save_model
 from .neuraltalk import NeuralTalk
-from .profiles import ROOT, Profile, profile
+from .profiles import Profile, place, profile
 from .recipes import CATALOGUE, Recipe, recipe  # noqa: F401 (to be had here, too)
 from .schedule import Dense, GrowPruneSchedule
 from .tasks import SpeechTask
@@ -39,8 +40,9 @@ def benchmark(made: Recipe, p: Profile) -> benchmarks.Speech | benchmarks.Captio
     if made.benchmark == "toy":
         return benchmarks.Toy(Interlock(**made.task["rules"]))
     if made.benchmark == "captions":
-        return benchmarks.Captions(CaptionCorpus(ROOT / made.task["corpus"], made.task["encoder"]))
-    return benchmarks.Speech(SpeechCorpus(ROOT / p.speech.corpus))
+        import_module("pycocoevalcap")                             # not to be missed after an epoch only
+        return benchmarks.Captions(CaptionCorpus(place(made.task["corpus"]), made.task["encoder"]))
+    return benchmarks.Speech(SpeechCorpus(place(p.speech.corpus)))
 
 
 def key_of(made: Recipe, corpus) -> str:

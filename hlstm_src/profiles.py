@@ -8,10 +8,20 @@ MINI_SPEECH = "data_prep/mini/speech"
 MINI_SCENES = "data_prep/mini/scenes"
 
 
+def home() -> Path:
+    """Where corpora and results lie: the project's root or, if only the package is installed, the current folder."""
+    return ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()
+
+
+def place(corpus: str) -> Path:
+    """The folder of a profile's corpus; the mini corpora come with the code."""
+    return (ROOT if corpus in (MINI_SPEECH, MINI_SCENES) else home()) / corpus
+
+
 @dataclass(frozen=True)
 class Speech:
     """Sizes of the speech experiments. All recognisers train for `epochs`, sparse ones in as many, pruning included."""
-    corpus: str                     # folder, relative to the project's root
+    corpus: str                     # folder, as `place` takes it
     hidden: int                     # H, width of the recurrent state
     channels: int                   # of the convolutions
     epochs: int
@@ -33,7 +43,7 @@ class Speech:
 @dataclass(frozen=True)
 class Captions:
     """Sizes of the caption experiments. All cells train for `epochs`, sparse ones in as many, pruning included."""
-    corpus: str                     # folder, relative to the project's root
+    corpus: str                     # folder, as `place` takes it
     encoder: str                    # whose features are read; "tiny" learns along, from pixels
     hidden: int = 512               # H, and the width of the word embedding
     epochs: int = 20

@@ -26,6 +26,7 @@ import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from .errors import UserError
+from .profiles import home
 
 SCHEMA_VERSION = 1
 LOCAL, KEPT = ("smoke", "laptop"), ("desk", "paper")
@@ -248,12 +249,13 @@ def read(path: str | Path) -> RunRecord:
 def folder(profile: str, root: str | Path | None = None) -> Path:
     """The folder of a profile's records, in the repository `root`.
 
-    Without a `root` it is this one, or what the environment variable HLSTM_RESULTS names as `results`.
+    Without a `root` it is this one (`profiles.home`), or what the environment variable HLSTM_RESULTS names as
+    `results`.
     """
     if profile not in PROFILES:
         raise RecordError(f"{profile}: no such profile; choose one of {', '.join(PROFILES)}")
     named = os.environ.get("HLSTM_RESULTS")
-    results = Path(named) if named and root is None else Path(root or REPOSITORY) / "results"
+    results = Path(named) if named and root is None else Path(root or home()) / "results"
     return results / "local" / profile if profile in LOCAL else results / profile
 
 

@@ -169,6 +169,7 @@ def test_doctor_tells_what_is_there_and_what_is_not(call, monkeypatch, tmp_path)
     for folder in (profiles.MINI_SPEECH, profiles.MINI_SCENES, "data/an4", "data/ucm", "data/flowers"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "corpus.json").touch()
+    (tmp_path / "pyproject.toml").touch()
     monkeypatch.setattr(profiles, "ROOT", tmp_path)
     monkeypatch.setattr(profiles, "PROFILES", {p.name: p for p in map(profiles.PROFILES.get, ("laptop", "desk"))})
     code, out, _ = call("doctor")

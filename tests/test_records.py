@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hlstm_src import records
+from hlstm_src import profiles, records
 from hlstm_src.records import RecordError, RunRecord
 from tests import recorded
 
@@ -217,6 +217,12 @@ def test_paths_keep_scratch_and_kept_records_apart(tmp_path, monkeypatch):
     assert records.path_of("a", "desk", 0, tmp_path) == tmp_path / "results/desk/a/seed0.json"
     monkeypatch.delenv("HLSTM_RESULTS")
     assert records.path_of("a", "desk", 0) == records.REPOSITORY / "results/desk/a/seed0.json"
+    # Where only the package is installed, nothing is written beside it.
+    monkeypatch.setattr(profiles, "ROOT", tmp_path / "site-packages")
+    monkeypatch.chdir(tmp_path)
+    assert records.path_of("a", "desk", 0) == tmp_path / "results/desk/a/seed0.json"
+    assert profiles.place("data/an4") == tmp_path / "data/an4"
+    assert profiles.place(profiles.MINI_SPEECH) == tmp_path / "site-packages" / profiles.MINI_SPEECH
 
 
 @pytest.mark.parametrize(
