@@ -288,14 +288,16 @@ def doctor():
     """Look at this machine: packages, cores, GPU, corpora. Exit code 1 if something needed is missing."""
     import torch
 
-    from .profiles import MINI_SCENES, MINI_SPEECH, PROFILES, home, place
+    from .profiles import MINI_SCENES, MINI_SPEECH, PROFILES, ROOT, home, place
     from .scan import has_bfloat16
     missing = []
     for package in ("accelerate", "jiwer", "jupyter_book", "numpy", "pandas", "papermill", "safetensors", "snakemake",
                     "soundfile"):
         found = importlib.util.find_spec(package) is not None
-        print(f"{'ok     ' if found else 'missing'}  package {package}")
-        missing += [] if found else [package]
+        spare = package in ("jupyter_book", "papermill", "snakemake") and home() != ROOT     # no checkout, no book
+        print(f"{'ok     ' if found else 'absent ' if spare else 'missing'}  package {package}"
+              + (": for the book, which is not here" if spare and not found else ""))
+        missing += [] if found or spare else [package]
     print(f"ok       torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores, "
           + (torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"))
     able = {"products in bfloat16": (has_bfloat16(), "recipes that ask for it train in float32")}
