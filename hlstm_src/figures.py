@@ -1,4 +1,5 @@
-"""Figures made from records and arrays: matplotlib in, a `Picture` out. Nothing here trains or reads files.
+"""Figures made from records and arrays: matplotlib in, a `Picture` out. Nothing here trains or reads files; `slide`
+writes one, for those who teach.
 
 All share one style: as wide as a page is read (7 in), units on every axis, the colours of Okabe and Ito, which
 colour-blind readers tell apart, and a line style and marker of its own for each colour, for print without colour.
@@ -11,15 +12,18 @@ import io
 import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from PIL import Image
 
 from .records import RunRecord
 
 WIDTH = 7.0                            # inches
+SLIDE = (1920, 1080)                   # pixels
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
 GREY = "#767676"
 LINES = [(BLUE, "-", "o"), (VERMILION, "--", "s"), (GREEN, "-.", "^"), (PURPLE, ":", "D"), (ORANGE, "-", "v"),
@@ -51,6 +55,27 @@ class Picture(Figure):
         image = (f'<img alt="{html.escape(self.alt)}" src="data:image/png;base64,{code}" '
                  f'style="width: 100%; min-width: 28rem; max-width: {100 * WIDTH:.0f}px; height: auto">')
         return {"text/html": f'<div style="overflow-x: auto">{image}</div>', "image/png": code, "text/plain": self.alt}
+
+
+def slide(picture: Figure, path: str | Path, size: tuple[int, int] = SLIDE) -> Path:
+    """Write a picture as large as fits a slide, its letters growing with it; gives the path.
+
+    A `.png` has `size` (width, height) in pixels, the picture in its middle, the rest white. A `.svg` or `.pdf` is the
+    picture alone, which stays sharp at any size. Raises ValueError for another ending.
+    """
+    path = Path(path)
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"{path.name}: a slide is a .png, a .svg or a .pdf")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix != ".png":
+        picture.savefig(path)
+        return path
+    file, dpi = io.BytesIO(), min(pixels / inches for pixels, inches in zip(size, picture.get_size_inches()))
+    picture.savefig(file, format="png", dpi=dpi)
+    drawn, whole = Image.open(file).convert("RGB"), Image.new("RGB", size, "white")
+    whole.paste(drawn, tuple((room - used) // 2 for room, used in zip(size, drawn.size)))
+    whole.save(path)
+    return path
 
 
 def _styled(draw: Callable[..., Picture]) -> Callable[..., Picture]:

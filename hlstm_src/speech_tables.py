@@ -186,7 +186,7 @@ def tab_ds2_claims(root: str | Path | None = None, profile: str = RECORDED) -> T
         told = (show(value) + (f" on {cpu}" if cpu else "") for cpu, value in found.items())
         gain = statistics.fmean(rates[name]) - statistics.fmean(rates[BASELINE]) if rates[name] and base else None
         drawn = paired(runs[name], base)
-        judged = (_rate_verdict(rates[name], goal.value) if key == "wer_gp" else
+        judged = (rate_verdict(rates[name], goal.value) if key == "wer_gp" else
                   verdict(min(values, default=None), goal.value, rates[name], rates[BASELINE], "WER", better=-1))
         if drawn and drawn[1] <= 0 and judged.endswith("WER is higher"):
             judged += ", within chance"
@@ -212,7 +212,7 @@ def tab_ds2_claims(root: str | Path | None = None, profile: str = RECORDED) -> T
                  frozenset({"our model", "verdict"}))
 
 
-def _rate_verdict(rates: list[float], goal: float) -> str:
+def rate_verdict(rates: list[float], goal: float) -> str:
     """Whether the error rates of all seeds, or their mean, are as low as a figure of the paper's."""
     if not rates:
         return "not recorded yet"

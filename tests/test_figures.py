@@ -277,3 +277,27 @@ def test_the_recogniser_is_drawn_with_its_true_shapes(cell, layers, kind):
         assert shape in said
     assert [f"{kind} {n + 1}\n{672 if n == 0 else 800} → 800" in said for n in range(layers)] == [True] * layers
     assert f"{layers} {kind} layers 800 wide" in picture.alt
+
+
+@pytest.mark.parametrize("size", [(1920, 1080), (640, 480), (300, 900)])
+def test_a_slide_holds_the_whole_picture_as_large_as_fits(tmp_path, size):
+    picture = figures.rivals({"a": [1.0, 2.0], "b": [3.0]}, "error (%)")
+    picture.set_facecolor("#ff0000")                       # where it lies on the white slide
+    page = Image.open(figures.slide(picture, tmp_path / "deep" / "slide.png", size))
+    assert page.size == size
+    painted = (np.asarray(page) == (255, 0, 0)).all(2)
+    rows, columns = np.flatnonzero(painted.any(1)), np.flatnonzero(painted.any(0))
+    filled = [(size[1], rows), (size[0], columns)]
+    assert any(places[0] == 0 and places[-1] >= room - 2 for room, places in filled)       # it fills one direction
+    assert all(abs(places[0] - (room - 1 - places[-1])) <= 2 for room, places in filled)   # and is centred in both
+    ratio = (columns[-1] - columns[0] + 1) / (rows[-1] - rows[0] + 1)
+    assert ratio == pytest.approx(np.divide(*picture.get_size_inches()), rel=0.02)
+
+
+def test_a_slide_is_a_vector_picture_on_request_and_nothing_else(tmp_path):
+    picture = figures.rivals({"a": [1.0]}, "error (%)")
+    assert "<svg" in figures.slide(picture, tmp_path / "slide.svg").read_text(encoding="utf-8")
+    assert figures.slide(picture, str(tmp_path / "slide.pdf")).read_bytes().startswith(b"%PDF")
+    with pytest.raises(ValueError, match="slide.jpg"):
+        figures.slide(picture, tmp_path / "slide.jpg")
+    assert not (tmp_path / "slide.jpg").exists()

@@ -1,0 +1,122 @@
+"""The scorecard: no claim of the abstracts is left out, and no verdict is wider than what was measured."""
+
+import json
+
+import pytest
+
+from hlstm_src import caption_tables, paper, records, scorecard
+from hlstm_src.tables import MISSING
+from tests.recorded import make
+
+CAPTIONS = {"cider": 300.0, "cider_beam2": 300.0}
+
+
+def save(root, name, live, *scores, profile="desk"):
+    for seed, found in enumerate(scores):
+        valid = {"wer": found["wer"]} if "wer" in found else {}
+        made = make(name, profile, seed, live, scores=found, valid_scores=valid)
+        made.save(records.path_of(name, profile, seed, root))
+
+
+def wer(*rates):
+    return [{"wer": rate, "cer": 5.0} for rate in rates]
+
+
+def verdicts(judged):
+    return {claim.key: claim.verdict for claim in judged}
+
+
+def timed(root, profile="desk", **times):
+    rows = [{"engine": f"{name.replace('_', '-')}, engine", "microseconds": took} for name, took in times.items()]
+    (records.folder(profile, root) / "speech.json").write_text(json.dumps(
+        {"experiment": "ds2-other", "latency": rows, "provenance": {"cpu": "a CPU"}}))
+
+
+def test_every_claim_of_the_abstracts_has_a_row_and_none_else(tmp_path):
+    held = {claim.key for claim in scorecard.claims(root=tmp_path)}
+    told = {key for key, figure in paper.claims().items() if figure.source == "abstract"}
+    assert held == {key for key in told if key.split(".")[1] not in scorecard.NO_CLAIM} and len(held) > 10
+    assert told - held == {"deepspeech2.models", "neuraltalk.models", "nmt.models", "deepspeech2.wer_baseline",
+                           "nmt.bleu_baseline"}
+
+
+def test_without_records_nothing_was_run(tmp_path):
+    judged = scorecard.claims(root=tmp_path)
+    assert {claim.kind for claim in judged} == {"not run"} == {claim.kind for claim in scorecard.goals(root=tmp_path)}
+    assert scorecard.tally(judged) == f"{len(judged)} not run"
+    assert all(MISSING in cells for _, cells in scorecard.tab_goals(tmp_path).rows)
+
+
+@pytest.mark.parametrize("fast, latency, journal", [(60, "met", "met"), (80, "met", "not met"),
+                                                    (90, "not met", "not met")])
+def test_the_journals_latency_asks_for_more(tmp_path, fast, latency, journal):
+    save(tmp_path, "ds2-lstm5", 10_000, *wer(12, 13))
+    save(tmp_path, "ds2-hlstm3-compact", 100, *wer(9, 10))
+    timed(tmp_path, ds2_lstm5=100, ds2_hlstm3_compact=fast)
+    found = verdicts(scorecard.claims(root=tmp_path))
+    assert found["deepspeech2.latency_cut"] == latency and found["deepspeech2.latency_cut_journal"] == journal
+
+
+def test_a_quick_network_that_hears_worse_meets_neither(tmp_path):
+    save(tmp_path, "ds2-lstm5", 10_000, *wer(12, 13))
+    save(tmp_path, "ds2-hlstm3-compact", 100, *wer(14, 15))
+    timed(tmp_path, ds2_lstm5=100, ds2_hlstm3_compact=10)
+    found = verdicts(scorecard.claims(root=tmp_path))
+    assert found["deepspeech2.latency_cut"] == found["deepspeech2.latency_cut_journal"] == "not met: WER is higher"
+
+
+@pytest.mark.parametrize("ours, points, percent", [(303, "met", "not met"), (309, "met", "met"),
+                                                   (302, "not met", "not met")])
+def test_the_journal_counts_cider_in_percent(tmp_path, ours, points, percent):
+    for name, value in ((caption_tables.BASELINE, 300), (caption_tables.ACCURATE, ours)):
+        save(tmp_path, name, 100, *[CAPTIONS | {"cider_beam2": value}] * 2)
+    found = verdicts(scorecard.claims(root=tmp_path))
+    assert found["neuraltalk.cider_gain"] == points and found["neuraltalk.cider_gain_journal"] == percent
+
+
+def test_the_papers_size_has_a_verdict_of_its_own(tmp_path):
+    for profile, rates in (("desk", (7.0, 8.0)), ("paper", (9.0, 9.5))):
+        save(tmp_path, "ds2-lstm5", 10_000, *wer(12, 13), profile=profile)
+        save(tmp_path, "ds2-hlstm3-gp", 5_000, *wer(*rates), profile=profile)
+    (cells,) = [cells for name, cells in scorecard.tab_scorecard(tmp_path).rows if "word error rate" in name]
+    assert cells[-2:] == ["met", "not met"]
+    short = scorecard.tab_scorecard(tmp_path, brief=True)
+    (brief,) = [cells for name, cells in short.rows if "word error rate" in name]
+    assert brief == [cells[1], "met", "not met"]
+    assert [claim.verdict for claim in scorecard.goals("paper", tmp_path)][0] == "not met"
+
+
+def goals(root):
+    return {claim.key: claim for claim in scorecard.goals(root=root)}
+
+
+def test_the_compact_goal_wants_size_errors_and_speed_of_one_network(tmp_path):
+    whole = paper.compute("deepspeech2.params_lstm_x5")
+    few = round(whole / scorecard.FEWER)
+    save(tmp_path, "ds2-lstm5", 5 * few, *wer(12, 13))
+    save(tmp_path, "ds2-hlstm3-compact", few + 1000, *wer(9, 10))
+    assert goals(tmp_path)["compact"].verdict == "not met"
+    save(tmp_path, "ds2-hlstm3-fast", few - 1000, *wer(11, 11.5))       # as the accurate one; hears worse than compact
+    timed(tmp_path, ds2_lstm5=100, ds2_hlstm3_compact=10, ds2_hlstm3_fast=30)
+    save(tmp_path, "ds2-hlstm3-gp", 2 * few, *wer(12, 12))
+    found = goals(tmp_path)
+    assert found["compact"].model == "ds2-hlstm3-fast" and found["compact"].verdict == "met"
+    assert found["quick"].recorded == "3.3x" and found["quick"].verdict == "not met"
+    timed(tmp_path, ds2_lstm5=100, ds2_hlstm3_fast=20)
+    assert goals(tmp_path)["quick"].verdict == "met"
+
+
+@pytest.mark.parametrize("rates, verdict", [((9.0, 9.5), "met"), ((9.0, 12.5), "not met: the seeds overlap"),
+                                            ((9.0,), "met, by one seed"), ((14.0, 15.0), "not met")])
+def test_the_cell_goal_wants_seeds_that_do_not_overlap(tmp_path, rates, verdict):
+    save(tmp_path, "ds2-lstm5", 10_000, *wer(12, 13))
+    save(tmp_path, "ds2-hlstm3", 10_000, *wer(*rates))
+    assert goals(tmp_path)["cell"].verdict == verdict
+
+
+@pytest.mark.parametrize("said, kind", [("met", "met"), ("met, by one seed", "met in part"), ("not run", "not run"),
+                                        ("not met: WER is higher, within chance", "not met"),
+                                        ("not measured yet", "not run")])
+def test_verdicts_fall_into_four_kinds(said, kind):
+    assert scorecard.Claim("a.b", "text", verdict=said).kind == kind
+    assert scorecard.tally([scorecard.Claim("a.b", "text", verdict=said)] * 2) == f"2 {kind}"
