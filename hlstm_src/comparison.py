@@ -112,7 +112,7 @@ def compare(
     for group in groups:
         if lacking := [each for each in ran if not runs[group, each]]:
             notes.append(f"{MISSING} no record yet in the profile {group}: {', '.join(lacking)}")
-    return Table(name, caption, "model", heads, lines, notes)
+    return Table(name, caption, "model", heads, lines, notes, experiments=tuple(ran))
 
 
 def difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float | None]:

@@ -46,7 +46,7 @@ class Table:
     """A finished table: every cell is text.
 
     `columns` are (group, heading) pairs, the group empty where there are none; `rows` are pairs of a
-    row's name and its cells; `notes` stand under the table.
+    row's name and its cells; `notes` stand under the table; `experiments` are those whose runs it shows.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Table:
     rows: list[tuple[str, list[str]]]
     notes: list[str] = field(default_factory=list)
     words: frozenset[str] = frozenset()  # headings of columns that hold words, set flush left
+    experiments: tuple[str, ...] = ()
 
     @property
     def styler(self) -> Styler:
