@@ -120,7 +120,7 @@ def tab_scorecard(root: str | Path | None = None, brief: bool = False) -> Table:
              "speakers could make of it, 95 %), and CIDEr for captions (higher is better). A smaller or quicker model "
              "meets a claim only if that is no worse, in the mean of the seeds."]
     return Table("tab-scorecard", "What the abstracts claim, and what came of it", "claim", columns, lines,
-                 notes[:1] if brief else notes, frozenset({"our model", "verdict"}))
+                 notes[:1] if brief else notes, frozenset({"our model", "recorded", "verdict"}))
 
 
 def _by_place(judged: Iterable[Claim]) -> dict[tuple[str, int], Claim]:
@@ -191,4 +191,4 @@ def tab_goals(root: str | Path | None = None) -> Table:
              "smaller. In brackets: what other utterances of these speakers could make of the difference (95 %). Times "
              "are of whole utterances, one by one on one thread, each network on its quickest engine."]
     return Table("tab-goals", "Our own goals for AN4", "goal", columns, lines, notes,
-                 frozenset({"our network", "verdict"}))
+                 frozenset({"our network", "recorded", "verdict"}))
