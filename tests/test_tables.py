@@ -59,6 +59,11 @@ def test_cells_are_the_figures_of_the_records(store):
     assert row(LAPTOP, COMPACT) == ["16.0 K", "5.0x", "32.0 K", "40.0, n=1", "10.0, n=1"]
 
 
+def test_a_table_names_the_experiments_behind_it(store):
+    table = speech_tables.tab_ds2_cells("laptop", store())
+    assert table.experiments == ("ds2-gru4", "ds2-gru5", "ds2-lstm4", "ds2-lstm5", "ds2-hlstm3")
+
+
 def test_the_papers_cells_are_those_of_the_papers_list(store):
     table = speech_tables.tab_ds2_models("laptop", store())
     rows = {"LSTM, the baseline": "baseline", "H-LSTM, dense": "hlstm_x3", COMPACT: "compact"}
