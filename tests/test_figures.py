@@ -245,7 +245,8 @@ def test_word_errors_are_grouped_by_speaker_and_length():
     heard = [("a", "YES", "YES"), ("a", "NO NO NO", "NO YES"), ("b", "GO", "GO ON"), ("b", "A B C D E F G H", "A B")]
     samples = [{"id": str(k), "speaker": who, "reference": said, "hypothesis": text}
                for k, (who, said, text) in enumerate(heard)]
-    assert [scores.word_errors(each["reference"], each["hypothesis"]) for each in samples] == [(0, 1), (2, 3), (1, 1), (6, 8)]
+    found = [scores.word_errors(each["reference"], each["hypothesis"]) for each in samples]
+    assert found == [(0, 1), (2, 3), (1, 1), (6, 8)]
     left, right = drawn(speech_figures.errors_by_speaker_and_length({"one": samples})).axes
     assert [label.get_text() for label in left.get_xticklabels()] == ["a\n4", "b\n9"]
     assert left.lines[0].get_ydata().tolist() == pytest.approx([50, 700 / 9])
