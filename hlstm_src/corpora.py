@@ -336,7 +336,7 @@ class CaptionCorpus:
         return self.features([picture])[0]
 
 
-def pixels(image: "Image", side: int = SIDE) -> Tensor:
-    """A picture as the encoder `tiny` sees it: squeezed to a square, uint8, (3, side, side)."""
-    image = image if image.size == (side, side) else image.resize((side, side), 2)   # 2: bilinear
+def pixels(image: "Image") -> Tensor:
+    """A picture as the encoder `tiny` sees it: squeezed to a square, uint8, (3, 64, 64)."""
+    image = image if image.size == (SIDE, SIDE) else image.resize((SIDE, SIDE), 2)   # 2: bilinear
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
