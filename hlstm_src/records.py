@@ -26,12 +26,12 @@ import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from .errors import UserError
+from .profiles import PROFILES, ROOT
 
 SCHEMA_VERSION = 1
-LOCAL, KEPT = ("smoke", "laptop"), ("desk", "paper")
-PROFILES = LOCAL + KEPT
+LOCAL = tuple(name for name, p in PROFILES.items() if not p.kept)
+KEPT = tuple(name for name, p in PROFILES.items() if p.kept)
 PACKAGES = ("torch", "numpy", "scipy", "accelerate", "safetensors", "soundfile", "jiwer", "numba", "thop")
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 class RecordError(UserError):
@@ -149,14 +149,9 @@ class Provenance(_Part):
     seconds: Annotated[float, Field(ge=0)]
     command: str
 
-    def closed(self, seconds: float | None = None, precision: str | None = None) -> Provenance:
-        """This provenance with the run ending now, after `seconds` of work (since the start by default), whose products
-        had this precision."""
-        ended = now()
-        if seconds is None:
-            span = datetime.fromisoformat(ended) - datetime.fromisoformat(self.started)
-            seconds = max(span.total_seconds(), 0.0)  # a clock may be set back
-        return self.model_copy(update={"ended": ended, "seconds": seconds, "precision": precision})
+    def closed(self, seconds: float, precision: str) -> Provenance:
+        """This provenance with the run ending now, after so much work, whose products had this precision."""
+        return self.model_copy(update={"ended": now(), "seconds": seconds, "precision": precision})
 
 
 class RunRecord(_Part):
@@ -191,9 +186,9 @@ class RunRecord(_Part):
         return path
 
 
-def now(moment: datetime | None = None) -> str:
-    """The time (or another aware moment) in UTC, ISO 8601, to the second."""
-    return (moment or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds")
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:
@@ -253,7 +248,7 @@ def folder(profile: str, root: str | Path | None = None) -> Path:
     if profile not in PROFILES:
         raise RecordError(f"{profile}: no such profile; choose one of {', '.join(PROFILES)}")
     named = os.environ.get("HLSTM_RESULTS")
-    results = Path(named) if named and root is None else Path(root or REPOSITORY) / "results"
+    results = Path(named) if named and root is None else Path(root or ROOT) / "results"
     return results / "local" / profile if profile in LOCAL else results / profile
 
 
@@ -293,14 +288,14 @@ def fingerprint(recipe: Any, corpus_sha256: str, code_files: Iterable[str | Path
 
 def _commit() -> dict[str, Any]:
     """Commit, and whether the tree differs from it. Writing a result soils nothing."""
-    git = ["git", "-C", str(REPOSITORY)]
+    git = ["git", "-C", str(ROOT)]
     try:
         asked = [*git, "rev-parse", "--show-toplevel", "HEAD"]
         top, head = subprocess.check_output(asked, text=True, stderr=subprocess.DEVNULL).splitlines()
         changed = subprocess.check_output([*git, "status", "--porcelain", "--", ".", ":(exclude)results"])
     except (OSError, ValueError, subprocess.CalledProcessError):
         top = head = changed = ""
-    if not head or Path(top).resolve() != REPOSITORY:  # no git, or that of some folder above
+    if not head or Path(top).resolve() != ROOT:  # no git, or that of some folder above
         return {"commit": "unknown", "dirty": True}
     return {"commit": head, "dirty": bool(changed)}
 
@@ -326,28 +321,25 @@ def _command() -> str:
         head, sign, tail = word.rpartition("=")
         path = Path(tail)
         if path.is_absolute():
-            tail = str(path.relative_to(REPOSITORY)) if path.is_relative_to(REPOSITORY) else path.name
+            tail = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
         words.append(head + sign + tail)
     return " ".join(words)
 
 
-def provenance(
-    corpus_name: str, corpus_sha256: str, started: str | datetime | None = None, command: str | None = None
-) -> Provenance:
-    """What there is to know about this run's code, machine and time.
+def provenance(corpus_name: str, corpus_sha256: str) -> Provenance:
+    """What there is to know about this run's code, machine, command and time; `corpus_sha256` is the manifest's.
 
-    Best taken when a run starts and `closed()` when it ends: it then names the commit that trained.
-    `corpus_sha256` is the manifest's; `started` and `command` are by default now and this process's.
+    To be taken when a run starts and `closed` when it ends: it then names the commit that trained.
     """
     import torch  # only runs need it; whoever reads records does not
 
-    started = now(started) if isinstance(started, datetime) else started or now()
-    lock = REPOSITORY / "requirements.lock"
+    started = now()
+    lock = ROOT / "requirements.lock"
     lock_sha256 = hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else "unknown"
     versions = {name: metadata.version(name) for name in PACKAGES if find_spec(name)}
     cpu, cores = machine()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     place = {"cpu": cpu, "gpu": gpu, "cores": cores, "threads": torch.get_num_threads()}
     code = {"lock_sha256": lock_sha256, "versions": {"python": platform.python_version(), **versions}}
-    code |= {"corpus": corpus_name, "corpus_sha256": corpus_sha256, "command": command or _command()}
-    return Provenance(**_commit(), **code, **place, started=started, ended=started, seconds=0).closed()
+    code |= {"corpus": corpus_name, "corpus_sha256": corpus_sha256, "command": _command()}
+    return Provenance(**_commit(), **code, **place, started=started, ended=started, seconds=0)
