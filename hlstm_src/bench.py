@@ -23,6 +23,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from . import records
+from .files import replacing
 from .growprune import Gradients
 from .lstm import HLSTM, step
 from .masks import ConnectionMasks
@@ -96,7 +97,8 @@ def save(path: str | Path, name: str, rows: Iterable[LatencyRow], **more) -> Non
     """Writes the rows as JSON, all or nothing, with the machine and versions they come from; `more` is added as is."""
     origin = records.provenance("none", "none").model_dump()
     data = {"bench": name, "latency": [row.model_dump() for row in rows], **more, "provenance": origin}
-    records.write_atomic(path, f"{json.dumps(data, indent=1, allow_nan=False)}\n".encode())
+    with replacing(path) as part:
+        part.write_text(f"{json.dumps(data, indent=1, allow_nan=False)}\n", encoding="utf-8")
 
 
 def peak_bytes(run: Callable[[], object]) -> int:

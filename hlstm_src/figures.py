@@ -174,7 +174,7 @@ def gp_flow(record: RunRecord) -> Picture:
     for (marker, colour, label), points in groups.items():
         if points:
             low.plot(*zip(*points), marker, color=colour, markersize=7, label=label)
-    low.set(ylabel=f"validation {METRICS[metric]}", ylim=(0, 1.22 * max(ceiling, low.get_ylim()[1] / 1.05)))
+    low.set(ylabel=f"validation {METRICS[metric]}", ylim=(0, 1.22 * ceiling))
     rounds = Counter()
     names = ["seed"]
     for event in events:

@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import re
-import secrets
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -26,6 +25,7 @@ import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from .errors import UserError
+from .files import replacing
 from .profiles import PROFILES, ROOT
 
 SCHEMA_VERSION = 1
@@ -180,7 +180,8 @@ class RunRecord(_Part):
         try:  # fields may have been changed since the record was made
             checked = type(self).model_validate(self.model_dump())
             text = json.dumps(checked.model_dump(), indent=1, ensure_ascii=False, allow_nan=False)
-            write_atomic(path, f"{text}\n".encode())
+            with replacing(path) as part:
+                part.write_text(f"{text}\n", encoding="utf-8")
         except (OSError, ValueError) as error:  # pydantic's ValidationError is a ValueError
             raise RecordError(f"{path}: {_first(error)}; nothing was written") from None
         return path
@@ -189,21 +190,6 @@ class RunRecord(_Part):
 def now() -> str:
     """The time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def write_atomic(path: str | Path, data: bytes) -> None:
-    """Write `data` beside `path` first and then put it in place, so that no reader sees a half."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _first(error: Exception) -> str:
