@@ -21,7 +21,6 @@ from torch import nn
 
 from .bench import interleaved, threads
 from .compact import cells
-from .compact.cells import step_lstm
 from .compact.kernels import LANES, V, aligned
 from .compiled import compiled
 from .growprune import prune
@@ -206,7 +205,7 @@ def _fed_back(cell: cells.Cell, x: np.ndarray) -> np.ndarray:
 @compiled
 def _steps(program, xs, hs, h, c, room):
     for t in range(len(xs)):
-        step_lstm(*program, xs[t:t + 1], h, c, room)
+        cells.one_step(*program, xs[t:t + 1], h, c, room)
         hs[t] = h[0, :hs.shape[1]]
 
 
