@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from . import corpora, scores
 from .caption_scores import cider
 from .corpora import CaptionCorpus, Picture, SpeechCorpus, Utterance
+from .decoding import greedy
 from .deepspeech2 import ctc_loss, spec_augment, spectrogram
 from .masks import seeded
 from .neuraltalk import NeuralTalk, caption_loss, collate
@@ -89,7 +90,7 @@ class SpeechTask:
 
 def spelled(heard: list[Tensor]) -> list[str]:
     """Greedy transcripts of what `log_probs` gave."""
-    return [scores.greedy(own[None], torch.tensor([len(own)]))[0] for own in heard]
+    return [greedy(own.numpy()) for own in heard]
 
 
 def _played(wave: Tensor, speed: float) -> Tensor:
