@@ -181,11 +181,6 @@ def allocate(shapes: Mapping[str, torch.Size], density: float | Mapping[str, flo
     return dict(zip(shapes, counts.tolist()))
 
 
-def random_mask(shape: torch.Size, density: float, generator: torch.Generator | None = None) -> Tensor:
-    """A boolean mask with `live_count` live entries, at least one in each row and column (dim 0, the rest)."""
-    return scattered(shape, live_count(shape, density), generator)
-
-
 def scattered(shape: torch.Size, live: int, generator: torch.Generator | None = None) -> Tensor:
     """A boolean mask with so many live entries: the diagonal, which meets each row and column, and others at random."""
     rows, columns = shape[0], int(np.prod(shape[1:]))
