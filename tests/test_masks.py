@@ -431,7 +431,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(net, tmp_path, monke
     if failing == "a full disk":
         monkeypatch.setattr(masks, "save_file", full)
     if failing == "a failing rename":
-        monkeypatch.setattr(masks.os, "replace", stuck)
+        monkeypatch.setattr(os, "replace", stuck)
     with pytest.raises((OSError, TypeError)):
         save_model(path, net, None, {"new": object() if "JSON" in failing else 1})
     assert path.read_bytes() == old and os.listdir(tmp_path) == [path.name]
