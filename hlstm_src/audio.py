@@ -48,19 +48,19 @@ def read(path: str | Path) -> np.ndarray:
         raise AudioError(f"{path}: {' '.join(reason.split())}") from None
 
 
-def convert(samples: np.ndarray, rate: float, name: str = "samples") -> np.ndarray:
+def convert(samples: np.ndarray, rate: float) -> np.ndarray:
     """samples (N) or (N, channels) at any rate -> (N') at 16 kHz. Raises AudioError, as `read`.
 
     Whole numbers, as files of 16 bits hold them, are taken as shares of their type's range.
     """
     samples = np.asarray(samples)
     if samples.dtype.kind not in "if" or samples.ndim not in (1, 2):
-        raise AudioError(f"{name}: {samples.dtype} of {samples.ndim} dimensions; expected numbers, (samples) or "
+        raise AudioError(f"samples: {samples.dtype} of {samples.ndim} dimensions; expected numbers, (samples) or "
                          "(samples, channels)")
     if not samples.size:
-        raise AudioError(f"{name}: no samples in it")
+        raise AudioError("samples: no samples in it")
     scale = 2.0 ** (8 * samples.dtype.itemsize - 1) if samples.dtype.kind == "i" else 1.0
-    return _joined([(samples / scale).astype(np.float32).reshape(len(samples), -1)], rate, name)
+    return _joined([(samples / scale).astype(np.float32).reshape(len(samples), -1)], rate, "samples")
 
 
 def _joined(blocks: Iterable[np.ndarray], rate: float, name: str) -> np.ndarray:

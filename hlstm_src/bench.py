@@ -23,6 +23,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from . import records
+from .files import replacing
 from .growprune import Gradients
 from .lstm import HLSTM, step
 from .masks import ConnectionMasks
@@ -59,10 +60,16 @@ def threads(n: int):
         torch.set_num_threads(before)
 
 
-def rows_of(seconds: dict[str, float], case: str, n_threads: int) -> list[LatencyRow]:
-    """What `interleaved` found out, as rows of a record: one for each engine."""
-    return [LatencyRow(engine=engine, threads=n_threads, case=case, microseconds=1e6 * s)
+def rows_of(seconds: dict[str, float], case: str, n_threads: int, times: float = 1) -> list[LatencyRow]:
+    """What `interleaved` found out, as rows of a record: one for each engine, which did the case so many times."""
+    return [LatencyRow(engine=engine, threads=n_threads, case=case, microseconds=1e6 * s / times)
             for engine, s in seconds.items()]
+
+
+def in_columns(lines: list[list[str]]) -> str:
+    """Rows of cells, the headings first, as text: the first column flush left, the others right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]) for first, *rest in lines)
 
 
 def ratios(rows: Iterable[LatencyRow], base: str, work: dict[tuple[str, str], float] | None = None) -> str:
@@ -74,29 +81,23 @@ def ratios(rows: Iterable[LatencyRow], base: str, work: dict[tuple[str, str], fl
     lines: dict[tuple[str, int], dict[str, float]] = {}
     for row in rows:
         lines.setdefault((row.case, row.threads), {})[row.engine] = row.microseconds
-    engines = list(dict.fromkeys(engine for line in lines.values() for engine in line))
-    wide = max([len(case) for case, _ in lines] + [4])
-    heads = [f"{base} ms", *(e for e in engines if e != base)]
-    text = [f"{'case':{wide}}  threads  " + "  ".join(f"{head:>8}" for head in heads)]
+    others = [engine for engine in dict.fromkeys(e for line in lines.values() for e in line) if engine != base]
+    text = [["case", "threads", f"{base} ms", *others]]
     for (case, n), line in lines.items():
         if base not in line:
             raise ValueError(f"{case}, {n} threads: no timing of {base!r} to compare with")
-        cells = [f"{line[base] / 1000:{max(8, len(heads[0]))}.2f}"]
-        for engine in heads[1:]:
-            if engine in line:
-                share = 1.0 if work is None else work[base, case] / work[engine, case]
-                cells.append(f"{line[engine] / line[base] * share:{max(8, len(engine))}.2f}")
-            else:
-                cells.append(f"{'-':>{max(8, len(engine))}}")
-        text.append(f"{case:{wide}}  {n:7}  " + "  ".join(cells))
-    return "\n".join(text)
+        unit = {e: line[e] / (1 if work is None else work[e, case]) for e in line}
+        cells = [f"{unit[e] / unit[base]:.2f}" if e in line else "-" for e in others]
+        text.append([case, str(n), f"{line[base] / 1000:.2f}", *cells])
+    return in_columns(text)
 
 
 def save(path: str | Path, name: str, rows: Iterable[LatencyRow], **more) -> None:
     """Writes the rows as JSON, all or nothing, with the machine and versions they come from; `more` is added as is."""
     origin = records.provenance("none", "none").model_dump()
     data = {"bench": name, "latency": [row.model_dump() for row in rows], **more, "provenance": origin}
-    records.write_atomic(path, f"{json.dumps(data, indent=1, allow_nan=False)}\n".encode())
+    with replacing(path) as part:
+        part.write_text(f"{json.dumps(data, indent=1, allow_nan=False)}\n", encoding="utf-8")
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
@@ -202,11 +203,8 @@ def layer(shapes=SHAPES, n_threads: Iterable[int] = (1, 2), rounds: int = 5, com
 def memory_table(memory: dict[tuple[str, str], int]) -> str:
     """Peak memory in MB, a line for each case."""
     engines, cases = (list(dict.fromkeys(key[k] for key in memory)) for k in (0, 1))
-    wide = max(map(len, cases))
-    text = [f"{'case':{wide}}  " + "  ".join(f"{engine:>8}" for engine in engines)]
-    text += [f"{case:{wide}}  " + "  ".join(f"{memory[e, case] / 1e6:{max(8, len(e))}.1f}" for e in engines)
-             for case in cases]
-    return "\n".join(text)
+    return in_columns([["case", *engines],
+                       *([case, *(f"{memory[e, case] / 1e6:.1f}" for e in engines)] for case in cases)])
 
 
 # Masks ----------------------------------------------------------------------------------------------------------------

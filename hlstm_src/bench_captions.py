@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from . import experiments, load_compact
-from .bench import interleaved, start, threads
+from .bench import interleaved, rows_of, start, threads
 from .compact import format, pack
 from .compact.captioner import Captioner
 from .records import LatencyRow
@@ -51,8 +51,7 @@ def captions(model: Path, features: torch.Tensor, rounds: int = 5, beams: tuple[
             raise ValueError(f"{model}: the engine says something else than torch; please report it")
         timed.words |= {(case, name): np.mean([len(text.split()) for text in texts]) for name, texts in said.items()}
         with threads(1):
-            timed.rows += [LatencyRow(engine=name, threads=1, case=case, microseconds=1e6 * t / len(pictures))
-                           for name, t in interleaved(runs, rounds).items()]
+            timed.rows += rows_of(interleaved(runs, rounds), case, 1, len(pictures))
     return timed
 
 

@@ -19,9 +19,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import nn
 
-from .bench import interleaved, threads
+from .bench import in_columns, interleaved, rows_of, threads
 from .compact import cells
-from .compact.cells import step_lstm
 from .compact.kernels import LANES, V, aligned
 from .compiled import compiled
 from .growprune import prune
@@ -206,7 +205,7 @@ def _fed_back(cell: cells.Cell, x: np.ndarray) -> np.ndarray:
 @compiled
 def _steps(program, xs, hs, h, c, room):
     for t in range(len(xs)):
-        step_lstm(*program, xs[t:t + 1], h, c, room)
+        cells.one_step(*program, xs[t:t + 1], h, c, room)
         hs[t] = h[0, :hs.shape[1]]
 
 
@@ -280,8 +279,7 @@ def engine(quick: bool = False, model: Path | None = None, rounds: int = 9,
         bounds = limits()
     for c in made:
         with threads(c.threads):
-            rows += [LatencyRow(engine=name, threads=c.threads, case=c.name, microseconds=1e6 * seconds / c.steps)
-                     for name, seconds in interleaved(c.runs, rounds).items()]
+            rows += rows_of(interleaved(c.runs, rounds), c.name, c.threads, c.steps)
     return made, rows, bounds
 
 
@@ -292,10 +290,11 @@ def table(made: list[Case], rows: list[LatencyRow], bounds: Limits) -> str:
     for c in made:
         best = min(c.dense, key=lambda e: time[c.name, e])
         text.append(f"{c.name}: best dense is {best}, {time[c.name, best]:.1f} us a step")
-        text.append(f"  {'engine':34} {'us':>8} {'faster':>7} {'KB':>9} {'of memory':>10} {'of products':>12}")
+        lines = [["  engine", "us", "faster", "KB", "of memory", "of products"]]
         for engine in c.runs:
             us = time[c.name, engine]
             memory, macs = bounds.share(c.bytes[engine], c.live[engine], us / 1e6)
-            text.append(f"  {engine:34} {us:8.1f} {time[c.name, best] / us:6.2f}x {c.bytes[engine] / 1e3:9.0f} "
-                        f"{memory:10.0%} {macs:12.0%}")
+            lines.append([f"  {engine}", f"{us:.1f}", f"{time[c.name, best] / us:.2f}x", f"{c.bytes[engine] / 1e3:.0f}",
+                          f"{memory:.0%}", f"{macs:.0%}"])
+        text.append(in_columns(lines))
     return "\n".join(text)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from . import experiments
-from .bench import interleaved, rows_of
+from .bench import in_columns, interleaved, rows_of
 from .deepspeech2 import ctc_loss
 from .records import LatencyRow
 from .scan import has_bfloat16
@@ -50,8 +50,8 @@ def training(names: Sequence[str] = NAMES, profile: str = "laptop", precisions: 
     rows = []
     for engine in dict.fromkeys(engine for engine, _ in contestants):
         for part in (part for own, part in contestants if own == engine):
-            seconds = took[engine, part] / len(contestants[engine, part])
-            rows += rows_of({engine: seconds}, part, torch.get_num_threads())
+            rows += rows_of({engine: took[engine, part]}, part, torch.get_num_threads(),
+                            len(contestants[engine, part]))
     return rows, sizes
 
 
@@ -92,12 +92,9 @@ def table(rows: Sequence[LatencyRow], sizes: dict[str, int]) -> str:
     """A line for each recogniser and precision: the step, utterances a second, an epoch, shares of the parts."""
     cases = list(dict.fromkeys(row.case for row in rows if row.case != WHOLE))
     found = {(row.engine, row.case): row.microseconds / 1e6 for row in rows}
-    engines = list(dict.fromkeys(row.engine for row in rows))
-    wide = max(map(len, engines))
-    text = [f"{'':{wide}}  s a step  utterances/s  min an epoch  " + "  ".join(cases)]
-    for engine in engines:
+    lines = [["", "s a step", "utterances/s", "min an epoch", *cases]]
+    for engine in dict.fromkeys(row.engine for row in rows):
         whole = found[engine, WHOLE]
-        shares = "  ".join(f"{found[engine, case] / whole:{len(case)}.0%}" for case in cases)
-        text.append(f"{engine:{wide}}  {whole:8.3f}  {sizes['batch'] / whole:12.1f}  "
-                    f"{whole * sizes['steps'] / 60:12.2f}  {shares}")
-    return "\n".join(text)
+        lines.append([engine, f"{whole:.3f}", f"{sizes['batch'] / whole:.1f}", f"{whole * sizes['steps'] / 60:.2f}",
+                      *(f"{found[engine, case] / whole:.0%}" for case in cases)])
+    return in_columns(lines)

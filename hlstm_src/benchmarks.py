@@ -142,14 +142,14 @@ class Toy:
         """The rules, and which sequences it is scored on."""
         return {"task": task}
 
-    def results(self, model: nn.Module, task: ToyTask, shown: int = 3) -> dict:
+    def results(self, model: nn.Module, task: ToyTask) -> dict:
         """Scores, and the first few test sequences: levers, settings, and the settings that the model read."""
         read = task.read(model, CPU, "test")
         x, wanted = task.splits["test"]
         return {"scores": task.evaluate(model, CPU, "test"), "valid_scores": task.evaluate(model, CPU),
                 "normalisation": self.normalisation,
                 "samples": [{"id": f"test-{k}", "inputs": _text(x[k] > 0), "reference": _text(wanted[k]),
-                             "hypothesis": _text(read[k])} for k in range(min(shown, len(x)))]}
+                             "hypothesis": _text(read[k])} for k in range(min(3, len(x)))]}
 
     @staticmethod
     def counts(model: ToyModel, masks: dict[str, Tensor]) -> dict:

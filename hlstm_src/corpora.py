@@ -88,28 +88,38 @@ class SpeechCorpus:
 
     def split(self, *names: str, limit: int | None = None) -> list[Utterance]:
         """The utterances of one or more splits, in the manifest's order; with `limit`, the first so many."""
-        found = [u for u in self.utterances if u.split in names]
-        if not found:
-            raise CorpusError(f"{self.folder / 'manifest.csv'}: no utterance in {' or '.join(names)}; there are: "
-                              + ", ".join(sorted({u.split for u in self.utterances})))
-        return found[:limit]
+        return _of_splits(self.folder, "utterance", self.utterances, names)[:limit]
 
     def audio(self, u: Utterance) -> Tensor:
         """Samples in [-1, 1] at 16 kHz, (N). The file must have the hash that the manifest names."""
         try:
-            data = u.path.read_bytes()
-        except OSError as error:
-            raise CorpusError(f"{u.path}: {error.strerror.lower()}; prepare the corpus again") from None
-        if hashlib.sha256(data).hexdigest() != u.sha256:
-            raise CorpusError(f"{u.path}: SHA-256 differs from the manifest; prepare the corpus again")
-        try:
-            samples, rate = soundfile.read(io.BytesIO(data), dtype="float32")
+            samples, rate = soundfile.read(io.BytesIO(_checked(u)), dtype="float32")
         except soundfile.LibsndfileError as error:
             raise CorpusError(f"{u.path}: {error}; prepare the corpus again") from None
         if rate != SAMPLE_RATE or samples.ndim != 1:
             raise CorpusError(f"{u.path}: {rate} Hz, {samples.ndim} dimensions; expected mono at {SAMPLE_RATE} Hz; "
                               "prepare the corpus again")
         return torch.from_numpy(np.ascontiguousarray(samples))
+
+
+def _of_splits(folder: Path, kind: str, items: list, names: Sequence[str]) -> list:
+    """Utterances or pictures of these splits. Raises CorpusError where there is none."""
+    found = [item for item in items if item.split in names]
+    if not found:
+        raise CorpusError(f"{folder / 'manifest.csv'}: no {kind} in {' or '.join(names)}; there are: "
+                          + ", ".join(sorted({item.split for item in items})))
+    return found
+
+
+def _checked(item: "Utterance | Picture") -> bytes:
+    """The file of an utterance or picture, which must have the hash that the manifest names."""
+    try:
+        data = item.path.read_bytes()
+    except OSError as error:
+        raise CorpusError(f"{item.path}: {error.strerror.lower()}, so {item.id!r} is missing; {PREPARE}") from None
+    if hashlib.sha256(data).hexdigest() != item.sha256:
+        raise CorpusError(f"{item.path}: SHA-256 differs from the manifest; {PREPARE}")
+    return data
 
 
 def encode(transcript: str) -> Tensor:
@@ -287,22 +297,13 @@ class CaptionCorpus:
 
         With an encoder, pictures that it skipped because they do not decode are left out.
         """
-        found = [p for p in self.pictures if p.split in names and p.id not in self.skipped]
-        if not found:
-            raise CorpusError(f"{self.folder / 'manifest.csv'}: no picture in {' or '.join(names)}; there are: "
-                              + ", ".join(sorted({p.split for p in self.pictures})))
-        return found[:limit]
+        there = [p for p in self.pictures if p.id not in self.skipped]
+        return _of_splits(self.folder, "picture", there, names)[:limit]
 
     def image(self, picture: Picture) -> "Image":
         """The picture, decoded, in RGB. The file must have the hash that the manifest names."""
         from PIL import Image  # an extra: who trains on stored features needs no pictures
-        try:
-            data = picture.path.read_bytes()
-        except OSError as error:
-            raise CorpusError(f"{picture.path}: {error.strerror.lower()}, the picture {picture.id!r} is missing; "
-                              f"{PREPARE}") from None
-        if hashlib.sha256(data).hexdigest() != picture.sha256:
-            raise CorpusError(f"{picture.path}: SHA-256 differs from the manifest; {PREPARE}")
+        data = _checked(picture)
         try:
             return Image.open(io.BytesIO(data)).convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -336,7 +337,7 @@ class CaptionCorpus:
         return self.features([picture])[0]
 
 
-def pixels(image: "Image", side: int = SIDE) -> Tensor:
-    """A picture as the encoder `tiny` sees it: squeezed to a square, uint8, (3, side, side)."""
-    image = image if image.size == (side, side) else image.resize((side, side), 2)   # 2: bilinear
+def pixels(image: "Image") -> Tensor:
+    """A picture as the encoder `tiny` sees it: squeezed to a square, uint8, (3, 64, 64)."""
+    image = image if image.size == (SIDE, SIDE) else image.resize((SIDE, SIDE), 2)   # 2: bilinear
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

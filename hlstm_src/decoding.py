@@ -1,8 +1,8 @@
-"""From log probabilities to words that exist: CTC's best sentence over a list of words with their frequencies.
+"""From log probabilities to letters, by CTC and without torch: each frame by itself, or the likeliest text.
 
-Greedy decoding (`scores.greedy`) asks each frame by itself and spells whatever comes out. Here the probability of a
-text is the sum over all its paths, as in training, times how often its words are said; only words of the list are
-spelled. The search keeps the likeliest beginnings (prefix beam search: Hannun et al., 2014).
+Greedy decoding asks each frame by itself and spells whatever comes out. To the search, the probability of a text is the
+sum over all its paths, as in training; with a list of words, times how often these are said, and no others are spelled.
+It keeps the likeliest beginnings (prefix beam search: Graves, 2012; with words, Hannun et al., 2014).
 """
 
 import math
@@ -55,13 +55,20 @@ def _add(a: float, b: float) -> float:
     return a if b == NEVER else a + math.log1p(math.exp(b - a))
 
 
-def beam_search(log_probs: np.ndarray, words: WordList, beam: int = 32, weight: float = 0.5,
-                least: float = 1e-4) -> str:
-    """The likeliest text of words in the list: log_probs (T, labels) of one utterance -> text.
+def greedy(log_probs: np.ndarray, alphabet: str = ALPHABET) -> str:
+    """CTC's best path, log_probs (T, labels) -> text: each frame's likeliest label, repeats joined, blanks dropped."""
+    best = log_probs.argmax(1)
+    kept = best[(best != BLANK) & (np.diff(best, prepend=BLANK) != 0)]
+    return " ".join("".join(alphabet[k] for k in kept).upper().split())
 
-    beam: beginnings that are kept; weight: of the words' own probabilities, chosen on
-    AN4's validation speakers; least: letters less likely than this are
-    passed over in a frame. "" where no sentence of the list fits. Raises ValueError for a beam below 1.
+
+def beam_search(log_probs: np.ndarray, words: WordList | None = None, beam: int = 32, weight: float = 0.5,
+                least: float = 1e-4, alphabet: str = ALPHABET) -> str:
+    """The likeliest text, of words in the list where there is one: log_probs (T, labels) of one utterance -> text.
+
+    beam: beginnings that are kept; weight: of the words' own probabilities, chosen on AN4's validation speakers; least:
+    letters less likely than this are passed over in a frame; alphabet: a letter for each label. "" where no sentence of
+    the list fits. Raises ValueError for a beam below 1.
     """
     if beam < 1:
         raise ValueError(f"beam={beam} must be at least 1")
@@ -77,18 +84,18 @@ def beam_search(log_probs: np.ndarray, words: WordList, beam: int = 32, weight: 
             found[text] = _add(before[0], blank), _add(before[1], letter)
         for text, (blank, letter) in kept.items():
             either = _add(blank, letter)
-            put(text, either + row[BLANK], letter + row[ALPHABET.index(text[-1])] if text else NEVER)
+            put(text, either + row[BLANK], letter + row[alphabet.index(text[-1])] if text else NEVER)
             start = text.rpartition(" ")[2]
-            allowed = words.follows.get(start, ())
             for k in likely:
-                if k in allowed or (k == SPACE and start in words):
-                    again = text and ALPHABET[k] == text[-1]       # a double letter needs a blank in between
-                    put(text + ALPHABET[k], NEVER, (blank if again else either) + row[k])
-        best = sorted(found, key=lambda text: -_add(*found[text]) - weight * words.hope(text))
+                if words is None or k in words.follows.get(start, ()) or (k == SPACE and start in words):
+                    again = text and alphabet[k] == text[-1]       # a double letter needs a blank in between
+                    put(text + alphabet[k], NEVER, (blank if again else either) + row[k])
+        best = sorted(found, key=lambda text: -_add(*found[text]) - (weight * words.hope(text) if words else 0))
         kept = {text: found[text] for text in best[:beam]}
     ends: dict[str, float] = {}
     for text, both in kept.items():
         text = text.removesuffix(" ")                              # silence at the end may look like a space
-        if all(word in words for word in text.split()):
+        if words is None or all(word in words for word in text.split()):
             ends[text] = _add(ends.get(text, NEVER), _add(*both))
-    return max(ends, key=lambda text: ends[text] + weight * words.price(text), default="")
+    best = max(ends, key=lambda text: ends[text] + (weight * words.price(text) if words else 0), default="")
+    return " ".join(best.upper().split())

@@ -27,16 +27,14 @@ class _Circuit:
     def __init__(self, ax):
         self.ax = ax
 
-    def line(self, *points, arrow=True, color=INK):
+    def line(self, *points, arrow=True):
         """A path through `points`, the last stretch an arrow."""
-        points = list(points)
-        end = points[-2:] if arrow else []
         path = points[:-1] if arrow else points
         if len(path) > 1:
-            self.ax.plot(*zip(*path), color=color, linewidth=1.4, solid_joinstyle="round", zorder=2)
-        if end:
-            self.ax.add_patch(FancyArrowPatch(*end, arrowstyle="-|>", mutation_scale=9, linewidth=1.4, color=color,
-                                              shrinkA=0, shrinkB=0, zorder=2))
+            self.ax.plot(*zip(*path), color=INK, linewidth=1.4, solid_joinstyle="round", zorder=2)
+        if arrow:
+            self.ax.add_patch(FancyArrowPatch(*points[-2:], arrowstyle="-|>", mutation_scale=9, linewidth=1.4,
+                                              color=INK, shrinkA=0, shrinkB=0, zorder=2))
 
     def node(self, x, y, sign):
         """A circle in which two values are multiplied or added."""
@@ -157,17 +155,16 @@ def weight_layout(input_size: int, hidden_size: int) -> Picture:
 
 
 @_styled
-def gradient_flow(curves: Mapping[str, Sequence[float]], title: str = "", ylabel: str = "size of the gradient, "
-                  "relative to the last step") -> Picture:
+def gradient_flow(curves: Mapping[str, Sequence[float]]) -> Picture:
     """Sizes of gradients against the steps back from the end, on a logarithmic scale; zeros are left out."""
-    fig = Picture(3.6, f"{title or ylabel}, against the steps back: " + ", ".join(curves))
+    fig = Picture(3.6, "Size of the gradient, relative to the last step, against the steps back: " + ", ".join(curves))
     ax = fig.subplots()
     for (label, values), (color, line, marker) in zip(curves.items(), itertools.cycle(LINES)):
         values = _array(values).astype(float)
         values = np.where(values > 0, values, np.nan)
         ax.semilogy(np.arange(len(values)), values, line, color=color, marker=marker, label=label,
                     markevery=max(1, len(values) // 10))
-    ax.set(xlabel="steps back from the end", ylabel="\n".join(ylabel.split(", ", 1)), title=title, xlim=(0, None))
+    ax.set(xlabel="steps back from the end", ylabel="size of the gradient\nrelative to the last step", xlim=(0, None))
     fig.legend(loc="outside lower center", ncols=min(3, len(curves)))
     return fig
 

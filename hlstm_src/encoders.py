@@ -198,10 +198,10 @@ class TinyCNN(nn.Module):
     what there is, and enough of where for "left of". All places, flattened, would be learned by heart.
     """
 
-    def __init__(self, size: int = 256, widths: Sequence[int] = (16, 32, 64, 64)):
+    def __init__(self, size: int = 256):
         super().__init__()
         layers, before = [], 3
-        for width in widths:  # each halves the side: 64 -> 4
+        for width in (16, 32, 64, 64):  # each halves the side: 64 -> 4
             layers += [nn.Conv2d(before, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
             before = width
         self.places = nn.Sequential(*layers)

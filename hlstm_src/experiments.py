@@ -74,7 +74,8 @@ def run(name: str, profile_name: str = "laptop", seed: int = 0, *, force: bool =
             return record
     provenance = records.provenance(bench.name, bench.sha256)
     told, files = f"{name} {profile_name} seed {seed}", [path.with_suffix(".checkpoint")]
-    trainer = _train(made, bench, seed, files[0], key, told, progress)
+    trainer = _trainer(made, bench, seed, checkpoint=files[0], key=key, name=told, progress=progress)
+    trainer.train()
     if made.finetune:
         files.append(path.with_suffix(".finetune.checkpoint"))
         trainer, bench = _finetune(trainer, made, bench, seed, files[1], told, progress)
@@ -128,14 +129,6 @@ def _trainer(made: Recipe, bench, seed: int, **options) -> Trainer:
     return Trainer(model, bench.task(seed, **made.task), schedule, made.settings, masks=masks, seed=seed, **options)
 
 
-def _train(made: Recipe, bench, seed: int, path: Path, key: str, name: str, progress: bool) -> Trainer:
-    trainer = _trainer(made, bench, seed, checkpoint=path.with_suffix(".checkpoint"), key=key, name=name,
-                       progress=progress)
-    trainer.train()
-    trainer.model = trainer.accelerator.unwrap_model(trainer.prepared, keep_fp32_wrapper=False)
-    return trainer
-
-
 def _finetune(first: Trainer, made: Recipe, bench: benchmarks.Captions, seed: int, checkpoint: Path, name: str,
               progress: bool) -> tuple[Trainer, benchmarks.Captions]:
     """Trains on with the encoder learning, too (paper: Experiments); connections stay as they are.
@@ -155,7 +148,6 @@ def _finetune(first: Trainer, made: Recipe, bench: benchmarks.Captions, seed: in
                      settings, masks=first.masks, seed=seed, checkpoint=checkpoint, key=first.key,
                      name=f"{name}, with its encoder", progress=progress)
     second.train()
-    second.model = second.accelerator.unwrap_model(second.prepared, keep_fp32_wrapper=False)
     for row in second.history:
         row["epoch"] += len(first.history)
     second.history, second.phases = first.history + second.history, first.phases

@@ -199,12 +199,7 @@ def gp_flow(record: RunRecord) -> Picture:
     for (marker, colour, label), points in groups.items():
         if points:
             low.plot(*zip(*points), marker, color=colour, markersize=7, label=label)
-    before = next((e.scores.get(metric) for e in events if e.phase == "train"), None)
-    tolerance = record.recipe.get("schedule", {}).get("tolerance")
-    if before is not None and tolerance is not None and before + tolerance < 1.4 * ceiling:
-        low.axhline(before + tolerance, color="black", linestyle="--", linewidth=1,
-                    label="floor: pruning stops above it")
-    low.set(ylabel=f"validation {METRICS[metric]}", ylim=(0, 1.22 * max(ceiling, low.get_ylim()[1] / 1.05)))
+    low.set(ylabel=f"validation {METRICS[metric]}", ylim=(0, 1.22 * ceiling))
     rounds = Counter()
     names = ["seed"]
     for event in events:

@@ -51,13 +51,13 @@ def _colours(before: np.ndarray | None, after: np.ndarray, most: int) -> np.ndar
     return sum(share * np.array(colour) for share, colour in zip(shares, colours))
 
 
-def _paint(ax, image: np.ndarray, shape: tuple[int, int]):
-    """An image of a gate into `ax`, whose axes count units (R) and inputs (C)."""
+def _paint(ax, image: np.ndarray, shape: tuple[int, int], **options):
+    """An image of a gate into `ax`, whose axes count units (R) and inputs (C); `options` go to `imshow`."""
     ax.grid(False)
     ax.tick_params(labelsize=8.5)
     ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
     ax.yaxis.set_major_locator(MaxNLocator(3, integer=True))
-    return ax.imshow(image, aspect="auto", interpolation="nearest", extent=(0, shape[1], shape[0], 0))
+    return ax.imshow(image, aspect="auto", interpolation="nearest", extent=(0, shape[1], shape[0], 0), **options)
 
 
 def _legend(fig: Picture, wide: bool) -> None:
@@ -82,12 +82,8 @@ def connection_maps(masks: Mapping[str, object]) -> Picture:
         maps = [100 * _blocks(gate) for gate in np.split(mask, 4)]
         axes = part.subplots(1, 4, sharey=True)
         for ax, values, gate in zip(axes, maps, GATES):
-            image = ax.imshow(values, aspect="auto", interpolation="nearest", vmin=0, vmax=np.max(maps) or 1,
-                              cmap="Blues", extent=(0, mask.shape[1], len(mask) // 4, 0))
-            ax.grid(False)
+            image = _paint(ax, values, (len(mask) // 4, mask.shape[1]), vmin=0, vmax=np.max(maps) or 1, cmap="Blues")
             ax.set_title(f"gate {gate}", loc="center", fontsize=9.5)
-            ax.tick_params(labelsize=8.5)
-            ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         axes[0].set_ylabel("to unit", fontsize=9.5)
         part.supxlabel(_from(name), fontsize=9.5)
         part.colorbar(image, ax=axes, pad=0.01, label="live (%)")

@@ -6,7 +6,6 @@ when a connection wakes it starts fresh. The file functions at the end store onl
 """
 
 import json
-import os
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -16,6 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from .files import replacing
 
 
 class ConnectionMasks:
@@ -180,11 +181,6 @@ def allocate(shapes: Mapping[str, torch.Size], density: float | Mapping[str, flo
     return dict(zip(shapes, counts.tolist()))
 
 
-def random_mask(shape: torch.Size, density: float, generator: torch.Generator | None = None) -> Tensor:
-    """A boolean mask with `live_count` live entries, at least one in each row and column (dim 0, the rest)."""
-    return scattered(shape, live_count(shape, density), generator)
-
-
 def scattered(shape: torch.Size, live: int, generator: torch.Generator | None = None) -> Tensor:
     """A boolean mask with so many live entries: the diagonal, which meets each row and column, and others at random."""
     rows, columns = shape[0], int(np.prod(shape[1:]))
@@ -237,15 +233,9 @@ def unpack_bits(packed: Tensor, shape: torch.Size) -> Tensor:
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict) -> None:
     """Writes a safetensors file atomically, with `metadata` as JSON in its header."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as part:
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, part,
                   metadata={"json": json.dumps(metadata)})
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:

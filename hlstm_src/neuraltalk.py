@@ -53,13 +53,13 @@ class NeuralTalk(nn.Module):
         self._remember()
 
     @torch.no_grad()
-    def _remember(self, bias: float = 1.0) -> None:
+    def _remember(self) -> None:
         """Opens the gate that keeps the state (f; of a GRU, z), so that the picture, which is seen once, is not
         forgotten before learning begins (Jozefowicz et al., 2015)."""
         last = getattr(self.rnn, "gate_layers", 0)
         for name, p in self.rnn.named_parameters():
             if name.startswith(f"bias_gate{last}_l" if last else "bias_ih_l"):
-                p[self.rnn.hidden_size:2 * self.rnn.hidden_size] += bias       # the second of the gates' rows
+                p[self.rnn.hidden_size:2 * self.rnn.hidden_size] += 1          # the second of the gates' rows
 
     def forward(self, features: Tensor, inputs: Tensor, pictures: Tensor | None = None) -> Tensor:
         """features (B, D) or pixels (B, 3, height, width), inputs (B, L + 1): 0 and the words -> logits (B, L + 1, V).
@@ -126,7 +126,6 @@ def collate(captions: list[list[int]]) -> tuple[Tensor, Tensor]:
     return inputs, targets
 
 
-def caption_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def caption_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy in nats, the mean over all words and end marks; padding is ignored. logits (B, L + 1, V)."""
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE,
-                           label_smoothing=label_smoothing)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)

@@ -117,7 +117,6 @@ def _book() -> dict[str, Any]:
     for key, model in ((key, model) for group in rows.values() for key, model in group.items()):
         model |= {"key": key, "figures": {name: _get(found, of) for name, of in model["figures"].items()}}
     return {
-        "about": data["paper"],
         "figures": found,
         "models": {name: {key: Model(**row) for key, row in group.items()} for name, group in rows.items()},
         "statements": {key: Statement(key=key, **row) for key, row in data["statements"].items()},
@@ -180,11 +179,6 @@ def statements() -> dict[str, Statement]:
 def exhibits() -> dict[str, Exhibit]:
     """All exhibits by key."""
     return dict(_book()["exhibits"])
-
-
-def about() -> dict[str, Any]:
-    """Title, authors, arXiv number, journal and DOI of the paper."""
-    return dict(_book()["about"])
 
 
 def compute(key: str) -> float:

@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from functools import partial
@@ -43,8 +43,8 @@ def _layers(s: Speech, cell: str, layers: int, hidden: int | None = None) -> nn.
                                    gate_layers=int(cell == "hlstm"), bias=False) for k in range(layers))
 
 
-def _recogniser(s: Speech, title: str, cell: str, layers: int, rival: str = "dense", compact: bool = False,
-                convolutions: bool = False, fast: bool = False) -> Recipe:
+def _recogniser(s: Speech, title: str, cell: str = "hlstm", layers: int = 3, rival: str = "dense",
+                compact: bool = False, convolutions: bool = False, fast: bool = False) -> Recipe:
     """A recogniser. A sparse one ends at the density of the accurate model or, if `compact`, with at least
     `compression` times fewer live recurrent weights than the LSTM x5 has; "small-dense" is so narrow instead. With
     `convolutions` these are pruned, too; of a `fast` one as well, and all connections go in blocks of 16, which any CPU
@@ -71,38 +71,32 @@ def _recogniser(s: Speech, title: str, cell: str, layers: int, rival: str = "den
                   masked="[rc]*.weight*" if convolutions or fast else benchmarks.Speech.masked)
 
 
-CATALOGUE: dict[str, Callable[[Speech | Toy | Captions], Recipe]] = {
-    f"ds2-{cell}{layers}": partial(_recogniser, title=f"DeepSpeech2, {name} x{layers}, dense", cell=cell, layers=layers)
-    for cell, name, layers in (("lstm", "LSTM", 5), ("lstm", "LSTM", 4), ("gru", "GRU", 4), ("gru", "GRU", 5),
-                               ("hlstm", "H-LSTM", 3))}
-CATALOGUE |= {
-    "ds2-hlstm3-prune": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, prune only", cell="hlstm", layers=3,
-                                rival="prune-only"),
-    "ds2-hlstm3-gp": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, grow and prune, accurate", cell="hlstm",
-                             layers=3, rival="gp"),
-    "ds2-hlstm3-compact": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, grow and prune, compact", cell="hlstm",
-                                  layers=3, rival="gp", compact=True),
-    "ds2-hlstm3-compact-prune": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, prune only, compact", cell="hlstm",
-                                        layers=3, rival="prune-only", compact=True),
-    "ds2-hlstm3-compact-gradual": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, pruned gradually, compact",
-                                          cell="hlstm", layers=3, rival="gradual", compact=True),
-    "ds2-hlstm3-compact-gp-gradual": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, grown, pruned gradually, "
-                                             "compact", cell="hlstm", layers=3, rival="gp-gradual", compact=True),
-    "ds2-hlstm3-gp-gradual": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, grown, pruned gradually, accurate",
-                                     cell="hlstm", layers=3, rival="gp-gradual"),
-    "ds2-hlstm3-compact-whole": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, grown, pruned gradually, "
-                                        "convolutions, too, compact", cell="hlstm", layers=3, rival="gp-gradual",
-                                        compact=True, convolutions=True),
-    "ds2-hlstm3-fast": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, grown, pruned gradually in blocks, fast",
-                               cell="hlstm", layers=3, rival="gp-gradual", fast=True),
-    "ds2-hlstm3-compact-fast": partial(_recogniser, title="DeepSpeech2, H-LSTM x3, grown, pruned gradually in blocks, "
-                                       "compact and fast", cell="hlstm", layers=3, rival="gp-gradual", compact=True,
-                                       fast=True),
-    "ds2-small-lstm": partial(_recogniser, title="DeepSpeech2, LSTM x5 as small as the compact model", cell="lstm",
-                              layers=5, rival="small-dense"),
-    "ds2-small-hlstm": partial(_recogniser, title="DeepSpeech2, H-LSTM x3 as small as the compact model", cell="hlstm",
-                               layers=3, rival="small-dense"),
-}
+def _named(make: Callable[..., Recipe], name: str, title: str, rows: Iterable[tuple[str, str, dict]]) -> dict:
+    """A part of the catalogue, of rows (end of the name, end of the title, options of `make`)."""
+    return {name + key: partial(make, title=title + told, **options) for key, told, options in rows}
+
+
+CATALOGUE: dict[str, Callable[[Speech | Toy | Captions], Recipe]] = _named(_recogniser, "ds2-", "DeepSpeech2, ", (
+    ("lstm5", "LSTM x5, dense", {"cell": "lstm", "layers": 5}),
+    ("lstm4", "LSTM x4, dense", {"cell": "lstm", "layers": 4}),
+    ("gru4", "GRU x4, dense", {"cell": "gru", "layers": 4}),
+    ("gru5", "GRU x5, dense", {"cell": "gru", "layers": 5}),
+    ("hlstm3", "H-LSTM x3, dense", {}),
+    ("hlstm3-prune", "H-LSTM x3, prune only", {"rival": "prune-only"}),
+    ("hlstm3-gp", "H-LSTM x3, grow and prune, accurate", {"rival": "gp"}),
+    ("hlstm3-compact", "H-LSTM x3, grow and prune, compact", {"rival": "gp", "compact": True}),
+    ("hlstm3-compact-prune", "H-LSTM x3, prune only, compact", {"rival": "prune-only", "compact": True}),
+    ("hlstm3-compact-gradual", "H-LSTM x3, pruned gradually, compact", {"rival": "gradual", "compact": True}),
+    ("hlstm3-compact-gp-gradual", "H-LSTM x3, grown, pruned gradually, compact",
+     {"rival": "gp-gradual", "compact": True}),
+    ("hlstm3-gp-gradual", "H-LSTM x3, grown, pruned gradually, accurate", {"rival": "gp-gradual"}),
+    ("hlstm3-compact-whole", "H-LSTM x3, grown, pruned gradually, convolutions, too, compact",
+     {"rival": "gp-gradual", "compact": True, "convolutions": True}),
+    ("hlstm3-fast", "H-LSTM x3, grown, pruned gradually in blocks, fast", {"rival": "gp-gradual", "fast": True}),
+    ("hlstm3-compact-fast", "H-LSTM x3, grown, pruned gradually in blocks, compact and fast",
+     {"rival": "gp-gradual", "compact": True, "fast": True}),
+    ("small-lstm", "LSTM x5 as small as the compact model", {"cell": "lstm", "layers": 5, "rival": "small-dense"}),
+    ("small-hlstm", "H-LSTM x3 as small as the compact model", {"rival": "small-dense"})))
 
 
 def _toy(t: Toy, name: str, cell: str = "hlstm") -> Recipe:
@@ -168,40 +162,34 @@ def _captioner(c: Captions, title: str, cell: str = "hlstm", layers: int = 1, ri
                   if c.finetune_epochs and (tuned or c.finetune_all) else None)
 
 
-_CAPTIONERS = {
-    "nt-lstm1": partial(_captioner, title="NeuralTalk, LSTM x1, dense", cell="lstm"),
-    "nt-lstm2": partial(_captioner, title="NeuralTalk, LSTM x2, dense", cell="lstm", layers=2),
-    "nt-lstm3": partial(_captioner, title="NeuralTalk, LSTM x3, dense", cell="lstm", layers=3),
-    "nt-gru1": partial(_captioner, title="NeuralTalk, GRU x1, dense", cell="gru"),
-    "nt-hlstm1": partial(_captioner, title="NeuralTalk, H-LSTM x1, dense"),
-    "nt-hlstm1-prune": partial(_captioner, title="NeuralTalk, H-LSTM x1, prune only", rival="prune-only"),
-    "nt-hlstm1-gp": partial(_captioner, title="NeuralTalk, H-LSTM x1, grow and prune, accurate", rival="gp"),
-    "nt-hlstm1-compact": partial(_captioner, title="NeuralTalk, H-LSTM x1, grow and prune, compact", rival="gp",
-                                 compact=True),
-    "nt-hlstm1-compact-output": partial(_captioner, title="NeuralTalk, H-LSTM x1, compact, output projection, too",
-                                        rival="gp", compact=True, output=True),
-    "nt-lstm1-tuned": partial(_captioner, title="NeuralTalk, LSTM x1, dense, its encoder trained on", cell="lstm",
-                              tuned=True),
-    "nt-hlstm1-compact-tuned": partial(_captioner, title="NeuralTalk, H-LSTM x1, compact, its encoder trained on",
-                                       rival="gp", compact=True, tuned=True),
-    "nt-small-lstm": partial(_captioner, title="NeuralTalk, LSTM x1 as small as the compact model", cell="lstm",
-                             rival="small-dense"),
-    "nt-small-hlstm": partial(_captioner, title="NeuralTalk, H-LSTM x1 as small as the compact model",
-                              rival="small-dense"),
-    "nt-small-lstm-fitted": partial(_captioner, title="NeuralTalk, LSTM x1 as small as the compact model, rate and "
-                                    "dropout its own", cell="lstm", rival="small-dense", fitted=True),
-    "nt-small-hlstm-fitted": partial(_captioner, title="NeuralTalk, H-LSTM x1 as small as the compact model, rate and "
-                                     "dropout its own", rival="small-dense", fitted=True),
-}
+_CAPTIONERS = _named(_captioner, "nt-", "NeuralTalk, ", (
+    ("lstm1", "LSTM x1, dense", {"cell": "lstm"}),
+    ("lstm2", "LSTM x2, dense", {"cell": "lstm", "layers": 2}),
+    ("lstm3", "LSTM x3, dense", {"cell": "lstm", "layers": 3}),
+    ("gru1", "GRU x1, dense", {"cell": "gru"}),
+    ("hlstm1", "H-LSTM x1, dense", {}),
+    ("hlstm1-prune", "H-LSTM x1, prune only", {"rival": "prune-only"}),
+    ("hlstm1-gp", "H-LSTM x1, grow and prune, accurate", {"rival": "gp"}),
+    ("hlstm1-compact", "H-LSTM x1, grow and prune, compact", {"rival": "gp", "compact": True}),
+    ("hlstm1-compact-output", "H-LSTM x1, compact, output projection, too",
+     {"rival": "gp", "compact": True, "output": True}),
+    ("lstm1-tuned", "LSTM x1, dense, its encoder trained on", {"cell": "lstm", "tuned": True}),
+    ("hlstm1-compact-tuned", "H-LSTM x1, compact, its encoder trained on",
+     {"rival": "gp", "compact": True, "tuned": True}),
+    ("small-lstm", "LSTM x1 as small as the compact model", {"cell": "lstm", "rival": "small-dense"}),
+    ("small-hlstm", "H-LSTM x1 as small as the compact model", {"rival": "small-dense"}),
+    ("small-lstm-fitted", "LSTM x1 as small as the compact model, rate and dropout its own",
+     {"cell": "lstm", "rival": "small-dense", "fitted": True}),
+    ("small-hlstm-fitted", "H-LSTM x1 as small as the compact model, rate and dropout its own",
+     {"rival": "small-dense", "fitted": True})))
 ONCE = ("nt-gru1", "nt-hlstm1-prune", "nt-hlstm1-compact-output", "nt-lstm1-tuned", "nt-hlstm1-compact-tuned",
         "nt-small-lstm-fitted", "nt-small-hlstm-fitted")
 TWICE = tuple(name for name in _CAPTIONERS if name not in ONCE)    # on both corpora
-_CAPTIONERS |= {f"nt-hlstm1-{activation}": partial(_captioner, title=f"NeuralTalk, H-LSTM x1, {activation}",
-                                                   activation=activation)
-                for activation in ("relu", "leaky_relu", "tanh")}
-_CAPTIONERS |= {f"nt-compact-{name}": partial(_captioner, title=f"NeuralTalk, H-LSTM x1, compact, {name}", rival=name,
-                                              compact=True)
-                for name in rivals.RIVALS if name not in ("dense", "small-dense", "gp")}
+_CAPTIONERS |= _named(_captioner, "nt-hlstm1-", "NeuralTalk, H-LSTM x1, ",
+                      ((name, name, {"activation": name}) for name in ("relu", "leaky_relu", "tanh")))
+_CAPTIONERS |= _named(_captioner, "nt-compact-", "NeuralTalk, H-LSTM x1, compact, ",
+                      ((name, name, {"rival": name, "compact": True}) for name in rivals.RIVALS
+                       if name not in ("dense", "small-dense", "gp")))
 CATALOGUE |= _CAPTIONERS | {f"{name}-flowers": _CAPTIONERS[name] for name in TWICE}
 
 

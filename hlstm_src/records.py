@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import re
-import secrets
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -26,13 +25,13 @@ import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from .errors import UserError
-from .profiles import home
+from .files import replacing
+from .profiles import PROFILES, ROOT, home
 
 SCHEMA_VERSION = 1
-LOCAL, KEPT = ("smoke", "laptop"), ("desk", "paper")
-PROFILES = LOCAL + KEPT
+LOCAL = tuple(name for name, p in PROFILES.items() if not p.kept)
+KEPT = tuple(name for name, p in PROFILES.items() if p.kept)
 PACKAGES = ("torch", "numpy", "scipy", "accelerate", "safetensors", "soundfile", "jiwer", "numba", "thop")
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 class RecordError(UserError):
@@ -150,14 +149,9 @@ class Provenance(_Part):
     seconds: Annotated[float, Field(ge=0)]
     command: str
 
-    def closed(self, seconds: float | None = None, precision: str | None = None) -> Provenance:
-        """This provenance with the run ending now, after `seconds` of work (since the start by default), whose products
-        had this precision."""
-        ended = now()
-        if seconds is None:
-            span = datetime.fromisoformat(ended) - datetime.fromisoformat(self.started)
-            seconds = max(span.total_seconds(), 0.0)  # a clock may be set back
-        return self.model_copy(update={"ended": ended, "seconds": seconds, "precision": precision})
+    def closed(self, seconds: float, precision: str) -> Provenance:
+        """This provenance with the run ending now, after so much work, whose products had this precision."""
+        return self.model_copy(update={"ended": now(), "seconds": seconds, "precision": precision})
 
 
 class RunRecord(_Part):
@@ -186,30 +180,16 @@ class RunRecord(_Part):
         try:  # fields may have been changed since the record was made
             checked = type(self).model_validate(self.model_dump())
             text = json.dumps(checked.model_dump(), indent=1, ensure_ascii=False, allow_nan=False)
-            write_atomic(path, f"{text}\n".encode())
+            with replacing(path) as part:
+                part.write_text(f"{text}\n", encoding="utf-8")
         except (OSError, ValueError) as error:  # pydantic's ValidationError is a ValueError
             raise RecordError(f"{path}: {_first(error)}; nothing was written") from None
         return path
 
 
-def now(moment: datetime | None = None) -> str:
-    """The time (or another aware moment) in UTC, ISO 8601, to the second."""
-    return (moment or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds")
-
-
-def write_atomic(path: str | Path, data: bytes) -> None:
-    """Write `data` beside `path` first and then put it in place, so that no reader sees a half."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _first(error: Exception) -> str:
@@ -295,14 +275,14 @@ def fingerprint(recipe: Any, corpus_sha256: str, code_files: Iterable[str | Path
 
 def _commit() -> dict[str, Any]:
     """Commit, and whether the tree differs from it. Writing a result soils nothing."""
-    git = ["git", "-C", str(REPOSITORY)]
+    git = ["git", "-C", str(ROOT)]
     try:
         asked = [*git, "rev-parse", "--show-toplevel", "HEAD"]
         top, head = subprocess.check_output(asked, text=True, stderr=subprocess.DEVNULL).splitlines()
         changed = subprocess.check_output([*git, "status", "--porcelain", "--", ".", ":(exclude)results"])
     except (OSError, ValueError, subprocess.CalledProcessError):
         top = head = changed = ""
-    if not head or Path(top).resolve() != REPOSITORY:  # no git, or that of some folder above
+    if not head or Path(top).resolve() != ROOT:  # no git, or that of some folder above
         return {"commit": "unknown", "dirty": True}
     return {"commit": head, "dirty": bool(changed)}
 
@@ -328,28 +308,25 @@ def _command() -> str:
         head, sign, tail = word.rpartition("=")
         path = Path(tail)
         if path.is_absolute():
-            tail = str(path.relative_to(REPOSITORY)) if path.is_relative_to(REPOSITORY) else path.name
+            tail = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
         words.append(head + sign + tail)
     return " ".join(words)
 
 
-def provenance(
-    corpus_name: str, corpus_sha256: str, started: str | datetime | None = None, command: str | None = None
-) -> Provenance:
-    """What there is to know about this run's code, machine and time.
+def provenance(corpus_name: str, corpus_sha256: str) -> Provenance:
+    """What there is to know about this run's code, machine, command and time; `corpus_sha256` is the manifest's.
 
-    Best taken when a run starts and `closed()` when it ends: it then names the commit that trained.
-    `corpus_sha256` is the manifest's; `started` and `command` are by default now and this process's.
+    To be taken when a run starts and `closed` when it ends: it then names the commit that trained.
     """
     import torch  # only runs need it; whoever reads records does not
 
-    started = now(started) if isinstance(started, datetime) else started or now()
-    lock = REPOSITORY / "requirements.lock"
+    started = now()
+    lock = ROOT / "requirements.lock"
     lock_sha256 = hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else "unknown"
     versions = {name: metadata.version(name) for name in PACKAGES if find_spec(name)}
     cpu, cores = machine()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     place = {"cpu": cpu, "gpu": gpu, "cores": cores, "threads": torch.get_num_threads()}
     code = {"lock_sha256": lock_sha256, "versions": {"python": platform.python_version(), **versions}}
-    code |= {"corpus": corpus_name, "corpus_sha256": corpus_sha256, "command": command or _command()}
-    return Provenance(**_commit(), **code, **place, started=started, ended=started, seconds=0).closed()
+    code |= {"corpus": corpus_name, "corpus_sha256": corpus_sha256, "command": _command()}
+    return Provenance(**_commit(), **code, **place, started=started, ended=started, seconds=0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import jiwer
 import numpy as np
 
-from .audio import ALPHABET, BLANK
+from . import decoding
 
 if TYPE_CHECKING:                      # whoever reads records needs no torch
     from torch import Tensor
@@ -23,12 +23,7 @@ def normalise(text: str) -> str:
 
 def greedy(log_probs: Tensor, lengths: Tensor) -> list[str]:
     """CTC's best path, (B, T, labels) -> B texts: each frame's likeliest label, repeats joined, blanks dropped."""
-    texts = []
-    for best, length in zip(log_probs.argmax(-1).tolist(), lengths.tolist()):
-        best = best[:length]
-        kept = [k for t, k in enumerate(best) if k != BLANK and (t == 0 or k != best[t - 1])]
-        texts.append(normalise("".join(ALPHABET[k] for k in kept)))
-    return texts
+    return [decoding.greedy(own[:n].detach().float().cpu().numpy()) for own, n in zip(log_probs, lengths.tolist())]
 
 
 def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:

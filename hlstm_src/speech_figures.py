@@ -138,7 +138,7 @@ def alignment(log_probs, spec, transcript: str, stride: int = 2) -> Picture:
 
 
 @_styled
-def letter_confusions(samples: Sequence[Mapping[str, str]], most: int = 15) -> Picture:
+def letter_confusions(samples: Sequence[Mapping[str, str]]) -> Picture:
     """The most frequent letter errors in `samples` (each with `reference` and `hypothesis`), said -> heard."""
     errors = Counter()
     for sample in samples:
@@ -148,7 +148,7 @@ def letter_confusions(samples: Sequence[Mapping[str, str]], most: int = 15) -> P
                 pairs = itertools.zip_longest(said[chunk.ref_start_idx:chunk.ref_end_idx],
                                               heard[chunk.hyp_start_idx:chunk.hyp_end_idx], fillvalue="")
                 errors.update(pairs)
-    top = errors.most_common(most)[::-1]
+    top = errors.most_common(15)[::-1]
     fig = Picture(1.3 + 0.24 * max(len(top), 2), "Most frequent letter errors: " + ", ".join(
         f"{a or 'nothing'} heard as {b or 'nothing'} {n} times" for (a, b), n in top[::-1]))
     ax = fig.subplots()

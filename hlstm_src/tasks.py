@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from . import corpora, scores
 from .caption_scores import cider
 from .corpora import CaptionCorpus, Picture, SpeechCorpus, Utterance
+from .decoding import greedy
 from .deepspeech2 import ctc_loss, spec_augment, spectrogram
+from .masks import seeded
 from .neuraltalk import NeuralTalk, caption_loss, collate
 
 SPEEDS = (0.9, 1.0, 1.1)       # each utterance is played at one of these (Ko et al., 2015)
@@ -24,13 +26,12 @@ class SpeechTask:
     order. `loss` draws all its randomness from torch's global generator, which the training loop seeds at each step.
     """
     metric, lower_is_better = "wer", True
+    bands = 15, 15, 1                  # blanked by `spec_augment`: frames, frequencies, how many of each
 
     def __init__(self, corpus: SpeechCorpus, batch: int = 16, limit: int | None = None, seed: int = 0,
-                 augment: bool = True, time_mask: int = 15, frequency_mask: int = 15, masks: int = 1,
-                 ordered: int = 0):
+                 augment: bool = True, ordered: int = 0):
         self.corpus, self.batch, self.limit, self.seed, self.augment = corpus, batch, limit, seed, augment
         self.ordered = ordered
-        self.bands = time_mask, frequency_mask, masks
         self.train = corpus.split("train", limit=limit)
         self.valid = corpus.split("valid", limit=limit)
         self._waves: dict[str, Tensor] = {}
@@ -43,7 +44,7 @@ class SpeechTask:
 
     def batches(self, epoch: int) -> list[list[int]]:
         """Indices into `train`, in batches of similar length; the order depends on seed and epoch alone."""
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
+        generator = seeded(self.seed, epoch)
         seconds = [u.seconds for u in self.train]
         batches = corpora.length_batches(seconds, self.batch, generator)
         return sorted(batches, key=lambda batch: max(seconds[k] for k in batch)) if epoch < self.ordered else batches
@@ -89,7 +90,7 @@ class SpeechTask:
 
 def spelled(heard: list[Tensor]) -> list[str]:
     """Greedy transcripts of what `log_probs` gave."""
-    return [scores.greedy(own[None], torch.tensor([len(own)]))[0] for own in heard]
+    return [greedy(own.numpy()) for own in heard]
 
 
 def _played(wave: Tensor, speed: float) -> Tensor:
@@ -108,9 +109,9 @@ class CaptionTask:
     metric, lower_is_better = "cider", False
 
     def __init__(self, corpus: CaptionCorpus, batch: int = 64, limit: int | None = None, seed: int = 0,
-                 label_smoothing: float = 0.0, java: bool = True):
+                 java: bool = True):
         self.corpus, self.batch, self.limit, self.seed = corpus, batch, limit, seed
-        self.smoothing, self.java = label_smoothing, java          # java: may it score at the end?
+        self.java = java                                           # may it score at the end?
         self.train = corpus.split("train", limit=limit)
         self.valid = corpus.split("valid", limit=limit)
         self.longest = corpus.vocabulary.longest
@@ -123,7 +124,7 @@ class CaptionTask:
 
     def batches(self, epoch: int) -> list[list[int]]:
         """Indices into `pairs`, in batches of similar length; the order depends on seed and epoch alone."""
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
+        generator = seeded(self.seed, epoch)
         if self._features is None:                                 # the encoder takes long: a picture's captions go
             together = max(1, self.batch * len(self.train) // len(self.pairs))         # together, so it runs once
             order, of = torch.randperm(len(self.train), generator=generator).tolist(), defaultdict(list)
@@ -143,7 +144,7 @@ class CaptionTask:
             logits = model(pixels.to(device), inputs.to(device), which.to(device))
         else:
             logits = model(self._features[list(pictures)].to(device), inputs.to(device))
-        return caption_loss(logits, targets.to(device), self.smoothing)
+        return caption_loss(logits, targets.to(device))
 
     @torch.no_grad()
     def features(self, model: NeuralTalk, pictures: list[Picture], device: torch.device, batch: int = 64) -> Tensor:

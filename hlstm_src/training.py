@@ -118,6 +118,7 @@ class Trainer:
         with _StopOnSignal() as stop:
             while not self.schedule.done:
                 self._epoch(stop)
+        self.model = self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
 
     def _epoch(self, stop: "_StopOnSignal") -> None:
         batches = self._share(self.task.batches(self.epoch))

@@ -13,6 +13,7 @@ from hlstm_src.corpora import CaptionCorpus
 from hlstm_src.masks import ConnectionMasks, save_model
 from hlstm_src.neuraltalk import NeuralTalk
 from hlstm_src.profiles import MINI_SCENES, ROOT
+from tests.compact.matrices import dense
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +53,8 @@ def test_other_captioners_take_part(model):
 
 
 def test_the_pruned_output_has_a_tenth_of_its_weights_and_they_are_the_largest(model):
-    pruned = bench_captions._pruned(model).matrices["output"].to_dense()
-    whole = bench_captions.load_compact(model).matrices["output"].to_dense()
+    pruned = dense(bench_captions._pruned(model).matrices["output"])
+    whole = dense(bench_captions.load_compact(model).matrices["output"])
     alive = pruned != 0
     assert alive.mean() == pytest.approx(0.1, abs=0.01) and (pruned[alive] == whole[alive]).all()
     assert np.abs(whole[alive]).min() >= np.abs(whole[~alive]).max()

@@ -61,8 +61,8 @@ def results(made, tmp_path, monkeypatch):
 @pytest.fixture
 def trainings(monkeypatch):
     """The calls that trained."""
-    calls, train = [], experiments._train
-    monkeypatch.setattr(experiments, "_train", lambda *args: calls.append(args) or train(*args))
+    calls, train = [], experiments.Trainer.train
+    monkeypatch.setattr(experiments.Trainer, "train", lambda trainer: calls.append(trainer) or train(trainer))
     return calls
 
 

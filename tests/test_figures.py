@@ -41,7 +41,7 @@ def record(epochs, masks=True, events=True) -> RunRecord:
     when = "2026-01-31T12:00:00+00:00"
     return RunRecord.model_validate({
         "experiment": "ds2-hlstm3-compact", "profile": "smoke", "seed": 0, "title": "A run", "key": "0" * 64,
-        "recipe": {"schedule": {"tolerance": 2}}, "history": history, "phases": phases, "scores": {"wer": 20.0},
+        "recipe": {}, "history": history, "phases": phases, "scores": {"wer": 20.0},
         "normalisation": "upper case", "counts": {"cell": counts, "model": counts},
         "provenance": {"commit": "unknown", "dirty": False, "lock_sha256": "2" * 64, "versions": {}, "corpus": "an4",
                        "corpus_sha256": "3" * 64, "cpu": "A CPU", "gpu": None, "cores": 2, "threads": 1,

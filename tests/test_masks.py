@@ -17,12 +17,13 @@ from hlstm_src.growprune import Gradients
 from hlstm_src.masks import (
     allocate,
     keep_,
+    live_count,
     load_model,
     load_tensors,
     pack_bits,
-    random_mask,
     save_model,
     save_tensors,
+    scattered,
     unpack_bits,
 )
 
@@ -55,17 +56,17 @@ def net():
 @settings(max_examples=150, deadline=None)
 @given(SHAPES, st.floats(1e-6, 1), st.integers(0, 99))
 def test_a_random_mask_has_its_density_and_leaves_nobody_alone(shape, density, seed):
-    mask = random_mask(shape, density, torch.Generator().manual_seed(seed))
+    mask = scattered(shape, live_count(shape, density), torch.Generator().manual_seed(seed))
     flat = mask.flatten(1)
     assert mask.dtype == torch.bool and mask.shape == shape
     assert flat.any(0).all() and flat.any(1).all()
     assert mask.sum() == max(round(density * mask.numel()), *flat.shape)
-    assert mask.equal(random_mask(shape, density, torch.Generator().manual_seed(seed)))
+    assert mask.equal(scattered(shape, live_count(shape, density), torch.Generator().manual_seed(seed)))
 
 
 def test_random_masks_keep_the_diagonal_and_favour_no_other_place():
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.stack([random_mask(torch.Size([4, 6]), 0.5, generator) for _ in range(2000)]).float().mean(0)
+    drawn = torch.stack([scattered(torch.Size([4, 6]), 12, generator) for _ in range(2000)]).float().mean(0)
     wrapped = torch.tensor([[k % 6 == r or k % 4 == r and k > 3 for k in range(6)] for r in range(4)])
     assert wrapped.sum() == 6 and (drawn[wrapped] == 1).all()
     assert (drawn[~wrapped] - (12 - 6) / (24 - 6)).abs().max() < 0.05
@@ -430,7 +431,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(net, tmp_path, monke
     if failing == "a full disk":
         monkeypatch.setattr(masks, "save_file", full)
     if failing == "a failing rename":
-        monkeypatch.setattr(masks.os, "replace", stuck)
+        monkeypatch.setattr(os, "replace", stuck)
     with pytest.raises((OSError, TypeError)):
         save_model(path, net, None, {"new": object() if "JSON" in failing else 1})
     assert path.read_bytes() == old and os.listdir(tmp_path) == [path.name]

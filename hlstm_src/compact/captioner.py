@@ -11,7 +11,7 @@ from ..compiled import compiled
 from ..gates import exp
 from ..search import END
 from . import layouts, pictures
-from .cells import padded, rows_of, step_gru, step_lstm
+from .cells import one_step, padded, rows_of
 from .format import ModelFile
 from .kernels import LANES, SLOTS, aligned, aligned_rows, product
 from .weights import cell, entries, named, norm, sizes, whole
@@ -120,14 +120,13 @@ def _linear(matrix, bias, x, y, k):
 @compiled(inline="always")
 def _read(programs, gru, x, h, c):
     """One step of all layers: x (k, padded E); the first k rows of h and c (layers, >= k, padded H) are renewed."""
-    k, width, rows = len(x), programs[0][1][0].size, len(programs[0][0]) + 1
+    k, width, rows = len(x), programs[0][1][0].size, len(programs[0][1])
     room = aligned_rows(k * rows, width).reshape(k, rows, width)
     for n in range(len(programs)):
-        layers, biases, inputs, activation, H = programs[n]
         if gru is None:
-            step_lstm(layers, biases, inputs, activation, H, x, h[n], c[n], room)
+            one_step(*programs[n], x, h[n], c[n], room)
         else:
-            step_gru(layers, biases, inputs, activation, H, x, h[n], room)
+            one_step(*programs[n], x, h[n], None, room)
         x = h[n, :k]
 
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..compiled import compiled
+from ..gates import ACTIVATIONS
 from . import layouts
 from .kernels import aligned, aligned_rows, elu_, product, sigmoid_, tanh_
 from .layouts import LANES, WINDOW, Layout
 
 STRETCH = 32                           # steps whose input products are made together: they stay in the near cache
-ACTIVATIONS = {"relu": 0, "leaky_relu": 1, "tanh": 2, "elu": 3}
 
 
 def padded(n: int) -> int:
@@ -46,7 +46,7 @@ class Cell:
         self.width = padded(max(layer.shape[0] for layer in self.layers))
         self.biases = [_row(b, self.width) for b in self.biases]
         self.program = (tuple(layer.packed for layer in self.layers), tuple(self.biases), self.inputs.packed,
-                         ACTIVATIONS[self.activation], self.size)
+                         ACTIVATIONS.index(self.activation), self.size)
 
     @property
     def matrices(self) -> list[Layout]:
@@ -62,23 +62,17 @@ class Cell:
 
         Outputs stand at their own step in both directions. A GRU has no c: it comes back as None.
         """
-        T, H = len(x), self.size
-        xs, hs = rows_of(x), aligned((T, padded(H)))
-        state = _row(h, padded(H)), _row(c, padded(H))
-        if self.kind == "gru":
-            _run_gru(*self.program, xs, hs, state[0], reverse)
-            return hs[:, :H], state[0][:H], None
-        _run_lstm(*self.program, xs, hs, *state, reverse)
-        return hs[:, :H], state[0][:H], state[1][:H]
+        H, width = self.size, padded(self.size)
+        hs, h, c = aligned((len(x), width)), _row(h, width), None if self.kind == "gru" else _row(c, width)
+        all_steps(*self.program, rows_of(x), hs, h, c, reverse)
+        return hs[:, :H], h[:H], None if c is None else c[:H]
 
     def step(self, x: np.ndarray, h: np.ndarray, c: np.ndarray | None = None):
         """One step of k sequences: x (k, I), h and c (k, H) -> new h and c."""
-        hs, cs = rows_of(h), rows_of(np.zeros_like(h) if c is None else c)
-        if self.kind == "gru":
-            step_gru(*self.program, rows_of(x), hs, aligned((len(x), 2, self.width)))
-            return hs[:, :self.size], None
-        step_lstm(*self.program, rows_of(x), hs, cs, aligned((len(x), len(self.layers), self.width)))
-        return hs[:, :self.size], cs[:, :self.size]
+        hs = rows_of(h)
+        cs = None if self.kind == "gru" else rows_of(np.zeros_like(h) if c is None else c)
+        one_step(*self.program, rows_of(x), hs, cs, aligned((len(x), len(self.biases), self.width)))
+        return hs[:, :self.size], None if cs is None else cs[:, :self.size]
 
 
 def both(forth: Cell, back: Cell, x: np.ndarray, pool=None) -> np.ndarray:
@@ -162,18 +156,42 @@ def rows_of(x: np.ndarray) -> np.ndarray:
 
 
 @compiled
-def step_lstm(layers, biases, inputs, activation, H, x, h, c, room):
-    """One step of k sequences, in place: x (k, >= I), h and c (k, >= H); room (k, layers, width) is scratch."""
+def one_step(layers, biases, inputs, activation, H, x, h, c, room):
+    """One step of k sequences, in place: x (k, >= I), h and c (k, >= H), of a GRU c is None; room (k, biases, width) is
+    scratch."""
     k = len(x)
     for j in range(k):
         room[j, 0] = biases[0]
     product(inputs, x.ctypes.data, x.shape[1], room.ctypes.data, room.shape[1] * room.shape[2], k)
     for j in range(k):
-        _cell(layers, biases, activation, H, room[j, 0], h[j], c[j], room[j])
+        if c is None:                                              # decided when this is compiled
+            _gru(layers[0], biases[-1], H, room[j, 0], h[j], room[j, -1])
+        else:
+            _lstm(layers, biases, activation, H, room[j, 0], h[j], c[j], room[j])
 
 
 @compiled
-def _cell(layers, biases, activation, H, first, h, c, room):
+def all_steps(layers, biases, inputs, activation, H, x, hs, h, c, reverse):
+    """All steps of a sequence, x (T, >= I) -> hs (T, >= H); h and c (>= H) are renewed, of a GRU c is None."""
+    T, width = len(x), biases[0].shape[0]
+    first, room = aligned_rows(STRETCH, width), aligned_rows(len(biases), width)
+    for done in range(0, T, STRETCH):                              # the inputs' part of a stretch of steps at once
+        n = min(STRETCH, T - done)
+        start = T - done - n if reverse else done
+        for t in range(n):
+            first[t, :] = biases[0]
+        product(inputs, x[start:].ctypes.data, x.shape[1], first.ctypes.data, width, n)
+        for s in range(n):
+            t = n - 1 - s if reverse else s
+            if c is None:
+                _gru(layers[0], biases[-1], H, first[t], h, room[0])
+            else:
+                _lstm(layers, biases, activation, H, first[t], h, c, room)
+            hs[start + t, :H] = h[:H]
+
+
+@compiled
+def _lstm(layers, biases, activation, H, first, h, c, room):
     """first (R): bias and input's part of the first layer; h and c (H) are renewed; room (layers, width) is scratch."""
     product(layers[0], h.ctypes.data, 0, first.ctypes.data, 0, 1)
     y = first
@@ -197,43 +215,17 @@ def _cell(layers, biases, activation, H, first, h, c, room):
 
 @compiled
 def _activate(y, activation, n):
+    """The activation of its place in `ACTIVATIONS`."""
     if activation == 0:
-        for j in range(n):
-            y[j] = max(y[j], np.float32(0))
+        tanh_(y, n)
     elif activation == 1:
         for j in range(n):
-            y[j] = max(y[j], np.float32(0.01) * y[j])
+            y[j] = max(y[j], np.float32(0))
     elif activation == 2:
-        tanh_(y, n)
+        for j in range(n):
+            y[j] = max(y[j], np.float32(0.01) * y[j])
     else:
         elu_(y, n)
-
-
-@compiled
-def _run_lstm(layers, biases, inputs, activation, H, x, hs, h, c, reverse):
-    T, width = len(x), biases[0].shape[0]
-    first, room = aligned_rows(STRETCH, width), aligned_rows(len(layers), width)
-    for done in range(0, T, STRETCH):                              # the inputs' part of a stretch of steps at once
-        n = min(STRETCH, T - done)
-        start = T - done - n if reverse else done
-        for t in range(n):
-            first[t, :] = biases[0]
-        product(inputs, x[start:].ctypes.data, x.shape[1], first.ctypes.data, width, n)
-        for s in range(n):
-            t = n - 1 - s if reverse else s
-            _cell(layers, biases, activation, H, first[t], h, c, room)
-            hs[start + t, :H] = h[:H]
-
-
-@compiled
-def step_gru(layers, biases, inputs, activation, H, x, h, room):
-    """One step of k sequences, in place, as `step_lstm`; room (k, 2, width)."""
-    k = len(x)
-    for j in range(k):
-        room[j, 0] = biases[0]
-    product(inputs, x.ctypes.data, x.shape[1], room.ctypes.data, 2 * room.shape[2], k)
-    for j in range(k):
-        _gru(layers[0], biases[1], H, room[j, 0], h[j], room[j, 1])
 
 
 @compiled
@@ -249,19 +241,3 @@ def _gru(hidden, bias, H, first, h, y):
     tanh_(first[2 * H:], H)
     for n in range(H):
         h[n] = first[2 * H + n] + first[H + n] * (h[n] - first[2 * H + n])
-
-
-@compiled
-def _run_gru(layers, biases, inputs, activation, H, x, hs, h, reverse):
-    T, width = len(x), biases[0].shape[0]
-    first, room = aligned_rows(STRETCH, width), aligned_rows(1, width)
-    for done in range(0, T, STRETCH):
-        n = min(STRETCH, T - done)
-        start = T - done - n if reverse else done
-        for t in range(n):
-            first[t, :] = biases[0]
-        product(inputs, x[start:].ctypes.data, x.shape[1], first.ctypes.data, width, n)
-        for s in range(n):
-            t = n - 1 - s if reverse else s
-            _gru(layers[0], biases[1], H, first[t], h, room[0])
-            hs[start + t, :H] = h[:H]

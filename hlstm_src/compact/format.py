@@ -12,7 +12,6 @@ training writes, is the same with masks and float16 only; so every model file of
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ..errors import UserError
+from ..files import replacing
 
 FORMAT = 2
 
@@ -61,14 +61,8 @@ def write(path: str | Path, tensors: Mapping[str, np.ndarray], masks: Mapping[st
         else:
             stored[name] = np.ascontiguousarray(kept)
     data = save(stored, metadata={"json": json.dumps({"format": FORMAT, **metadata})})
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as part:
         part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return len(data)
 
 

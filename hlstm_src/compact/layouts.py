@@ -56,24 +56,6 @@ class Layout:
         """Bytes that one product reads, x and y apart."""
         return sum(a.nbytes for a in self.arrays.values())
 
-    def to_dense(self) -> np.ndarray:
-        """The matrix again, (R, C) float32: exactly, unless its values were rounded."""
-        rows, columns = self.shape
-        a, dense = self.arrays, np.zeros((-(-rows // LANES) * LANES, columns), np.float32)
-        values = _widened(a["values"], self.values)
-        counts = np.diff(a["starts"])
-        if self.kind == "csr":
-            dense[np.repeat(np.arange(rows), counts), a["places"]] = values
-        elif self.kind == "sliced":
-            row = a["indices"].view(np.uint32).reshape(-1, SLICE)
-            np.add.at(dense, (np.repeat(row, counts, 0).reshape(-1), a["places"]), values.reshape(-1))
-        else:
-            row = (np.repeat(np.arange(len(counts)), counts) * LANES)[:, None] + np.arange(LANES)
-            column = a["places"][:, None] + (a["indices"].reshape(-1, LANES) if self.kind == "gather" else 0)
-            np.add.at(dense, (row, np.broadcast_to(column, row.shape)), values.reshape(-1, LANES))
-        dense = dense[:rows]
-        return dense * a["scales"][:rows, None] if self.values == "int8" else dense
-
 
 def pack(W: np.ndarray, mask: np.ndarray | None = None, kind: str | None = None, values: str = "fp32",
          region: np.ndarray | None = None, columns: int = 1) -> Layout:
@@ -257,10 +239,6 @@ def _narrowed(kept: np.ndarray, values: str) -> np.ndarray:
 
 
 def _rounded(kept: np.ndarray, values: str) -> np.ndarray:
-    return _widened(_narrowed(np.ascontiguousarray(kept), values), values)
-
-
-def _widened(kept: np.ndarray, values: str) -> np.ndarray:
-    if values == "bf16":
-        return (kept.astype(np.uint32) << 16).view(np.float32)
-    return kept.astype(np.float32)
+    """As `_narrowed` would hold them, in float32 again."""
+    narrow = _narrowed(np.ascontiguousarray(kept), values)
+    return (narrow.astype(np.uint32) << 16).view(np.float32) if values == "bf16" else narrow.astype(np.float32)

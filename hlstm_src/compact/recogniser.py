@@ -5,15 +5,15 @@ the columns of x. Batch normalisation is folded into what follows or precedes it
 """
 
 import os
-from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 
 from .. import audio
-from ..audio import BINS, BLANK
+from ..audio import BINS
 from ..compiled import compiled
+from ..decoding import beam_search, greedy
 from . import cells, layouts
 from .cells import STRETCH
 from .format import ModelFile
@@ -133,7 +133,8 @@ class Recogniser:
         texts = []
         for piece in audio.pieces(samples):
             probs = self.log_probs(piece)
-            texts.append(greedy(probs, self.alphabet) if beam == 1 else beam_search(probs, self.alphabet, beam))
+            texts.append(greedy(probs, self.alphabet) if beam == 1 else
+                         beam_search(probs, beam=beam, alphabet=self.alphabet))
         return " ".join(" ".join(texts).split())
 
 
@@ -157,34 +158,3 @@ def _by_frame(W: np.ndarray, bins: int, channels: int, lanes: int) -> np.ndarray
     """Columns (channels, bins) -> (bins, lanes), the order in which a convolution leaves them, lanes padded."""
     W = W.reshape(len(W), channels, bins).transpose(0, 2, 1)
     return np.pad(W, ((0, 0), (0, 0), (0, lanes - channels))).reshape(len(W), -1)
-
-
-def greedy(log_probs: np.ndarray, alphabet: str) -> str:
-    """CTC's best path: each frame's likeliest label, repeats joined, blanks dropped."""
-    best = log_probs.argmax(1)
-    kept = best[(best != BLANK) & np.concatenate([[True], best[1:] != best[:-1]])]
-    return " ".join("".join(alphabet[k] for k in kept).upper().split())
-
-
-def beam_search(log_probs: np.ndarray, alphabet: str, beam: int) -> str:
-    """CTC prefix search (Graves, 2012): the likeliest text among the `beam` best prefixes kept at each frame.
-
-    A prefix holds two probabilities: of the paths that end in a blank, and of those that end in its last letter.
-    """
-    prefixes = {(): (0.0, -np.inf)}
-    for frame in log_probs.astype(float):
-        likely = np.argsort(frame)[::-1][:beam + 1].tolist()
-        found = defaultdict(lambda: (-np.inf, -np.inf))
-        for prefix, (blank, letter) in prefixes.items():
-            both = np.logaddexp(blank, letter)
-            last = prefix[-1] if prefix else None
-            stay = np.logaddexp(found[prefix][0], both + frame[BLANK])
-            found[prefix] = stay, np.logaddexp(found[prefix][1], letter + frame[last] if prefix else -np.inf)
-            for k in likely:
-                if k != BLANK:
-                    longer = (*prefix, k)
-                    more = (blank if k == last else both) + frame[k]
-                    found[longer] = found[longer][0], np.logaddexp(found[longer][1], more)
-        best = sorted(found.items(), key=lambda item: -np.logaddexp(*item[1]))[:beam]
-        prefixes = dict(best)
-    return " ".join("".join(alphabet[k] for k in next(iter(prefixes))).upper().split())

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from ..gates import ACTIVATIONS
 from . import cells
 from .format import ModelFile
 
@@ -24,7 +25,7 @@ def sizes(file: ModelFile, usual: Mapping, **most: int) -> dict:
     m = CELL | usual | m
     for name, limit in (most | {"hidden": 16_384, "layers": 64, "gate_layers": 16}).items():
         m[name] = whole(file, name, m.get(name), int(name != "gate_layers"), limit)
-    if m["cell"] not in ("lstm", "gru", "hlstm") or m["activation"] not in list(cells.ACTIVATIONS):
+    if m["cell"] not in ("lstm", "gru", "hlstm") or m["activation"] not in ACTIVATIONS:
         raise file.error(f"cell {m['cell']!r} or activation {m['activation']!r} is unknown")
     width = m["hidden"] if m["gate_width"] is None else m["gate_width"]
     if isinstance(width, list) and len(width) == 4:

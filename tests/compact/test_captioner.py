@@ -23,6 +23,7 @@ from hlstm_src.masks import ConnectionMasks, save_model
 from hlstm_src.neuraltalk import NeuralTalk
 from hlstm_src.profiles import MINI_SCENES, ROOT
 from hlstm_src.search import BEAMS, beam_search
+from tests.compact.matrices import dense
 
 KINDS = {"lstm": {"cell": "lstm"}, "lstm x3": {"cell": "lstm", "layers": 3}, "gru x2": {"cell": "gru", "layers": 2},
          "hlstm": {"cell": "hlstm", "activation": "tanh"},
@@ -109,9 +110,9 @@ def test_a_pruned_output_goes_through_the_layouts(tmp_path):
     model, found = experiments.load(path)[0], load_compact(path).matrices
     assert list(found) == ["picture", "layer 0, inputs", "layer 0, hidden", "output"]
     for name, matrix in found.items():                             # half of their weights are gone
-        assert matrix.kind == layouts.choose(matrix.to_dense() != 0)[0] and "50.0%" in matrix.why, name
+        assert matrix.kind == layouts.choose(dense(matrix) != 0)[0] and "50.0%" in matrix.why, name
     W = model.output.weight.detach().numpy()
-    np.testing.assert_array_equal(found["output"].to_dense(), W)
+    np.testing.assert_array_equal(dense(found["output"]), W)
     assert (W == 0).mean() > 0.49
 
 

@@ -12,6 +12,7 @@ pytest.importorskip("numba")
 from hlstm_src.compact import layouts  # noqa: E402
 from hlstm_src.compact.cells import padded  # noqa: E402
 from hlstm_src.compact.kernels import aligned, product  # noqa: E402
+from tests.compact.matrices import dense  # noqa: E402
 
 
 @st.composite
@@ -42,17 +43,17 @@ def multiplied(layout, x):
 def test_a_packed_matrix_is_the_matrix(matrix, kind, values, columns):
     W, mask = matrix
     layout = layouts.pack(W, mask, kind, values)
-    dense, wanted = layout.to_dense(), np.where(mask, W, 0)
-    assert layout.shape == dense.shape == W.shape and dense.dtype == np.float32 and (dense[~mask] == 0).all()
+    whole, wanted = dense(layout), np.where(mask, W, 0)
+    assert layout.shape == whole.shape == W.shape and whole.dtype == np.float32 and (whole[~mask] == 0).all()
     if values == "fp32":
-        assert (dense == wanted).all()
+        assert (whole == wanted).all()
     elif values == "bf16":
-        assert (dense == torch.from_numpy(wanted).bfloat16().float().numpy()).all()
+        assert (whole == torch.from_numpy(wanted).bfloat16().float().numpy()).all()
     else:                                                          # half a step of 127 to the largest of the row
         most = np.abs(wanted).max(1, keepdims=True)
-        assert (np.abs(dense - wanted) <= most / 127 * 0.501).all()
+        assert (np.abs(whole - wanted) <= most / 127 * 0.501).all()
     x = np.random.default_rng(0).normal(size=(W.shape[1], columns)).astype(np.float32)
-    np.testing.assert_allclose(multiplied(layout, x), dense @ x, atol=2e-5)
+    np.testing.assert_allclose(multiplied(layout, x), whole @ x, atol=2e-5)
     assert layout.nbytes == sum(a.nbytes for a in layout.arrays.values())
 
 
@@ -64,7 +65,7 @@ def test_pruned_with_a_structure(structure, rows, columns):
     prune(masks, 0.9, structure=structure)
     W, mask = module.weight.detach().numpy(), masks.masks["weight"].numpy()
     for kind in (None, *layouts.KINDS):
-        assert (layouts.pack(W, mask, kind).to_dense() == W).all()
+        assert (dense(layouts.pack(W, mask, kind)) == W).all()
 
 
 def test_equal_counts_leave_no_lane_empty():
@@ -79,7 +80,7 @@ def test_equal_counts_leave_no_lane_empty():
 def test_rows_of_like_length_share_a_slice():
     mask = np.tril(np.ones((64, 64), bool))[np.random.default_rng(0).permutation(64)]
     layout = layouts.pack(np.ones(mask.shape), mask, "sliced")
-    assert layout.slots == sum(range(8, 65, 8)) and (layout.to_dense() == mask).all()
+    assert layout.slots == sum(range(8, 65, 8)) and (dense(layout) == mask).all()
     assert layouts.pack(np.ones((3, 5)), np.zeros((3, 5), bool), "sliced").slots == 0
 
 
@@ -87,7 +88,7 @@ def test_dense_stores_the_region_only():
     region = np.kron(np.eye(2, dtype=bool), np.ones((32, 20), bool))
     W = np.random.default_rng(0).normal(size=region.shape).astype(np.float32) * region
     layout = layouts.pack(W, region, "dense", region=region)
-    assert layout.slots == 4 * 20 and (layout.to_dense() == W).all()
+    assert layout.slots == 4 * 20 and (dense(layout) == W).all()
 
 
 def test_the_quickest_kind_is_chosen(monkeypatch):
