@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hlstm_src import HLSTM
 from hlstm_src import scan as scans
-from hlstm_src.compact.cells import step_lstm
+from hlstm_src.compact.cells import one_step
 from hlstm_src.compact.kernels import product as panels
 from hlstm_src.lstm import unroll
 
@@ -226,7 +226,7 @@ def test_what_does_not_fit_goes_the_other_way(monkeypatch, sizes, options):
 
 def test_compiled_code_is_kept_until_any_of_its_files_changes():
     """numba's own stamp is of one file; if it renames the place, ours would do nothing."""
-    for function in (steps._forward, products.by_tiles, team.meet, step_lstm, panels, taken):
+    for function in (steps._forward, products.by_tiles, team.meet, one_step, panels, taken):
         own, *others = function._cache._cache_file._source_stamp
         assert own == Path(function.py_func.__code__.co_filename).stat().st_mtime_ns
         assert others == [path.stat().st_mtime_ns for path in compiled.FILES]
