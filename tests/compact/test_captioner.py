@@ -244,9 +244,11 @@ def test_a_recogniser_is_no_captioner_and_the_other_way_round(tiny, tmp_path, mo
     assert "a recogniser, where a captioner is needed" in str(
         called("caption", IMAGES[0], "--model", command.RECOGNISER).exception)
     assert "a captioner, where a recogniser is needed" in str(called("transcribe", "a.wav", "--model", tiny).exception)
-    monkeypatch.setattr(command, "CAPTIONER", tmp_path / "none")
-    error = str(called("caption", IMAGES[0], "--model", tmp_path / "none").exception)
-    assert "no such file" in error and "run nt-hlstm1-compact" in error
+    for name, command_name in (("CAPTIONER", "caption"), ("RECOGNISER", "transcribe")):
+        nowhere = tmp_path / getattr(command, name).parent.name / "none"
+        monkeypatch.setattr(command, name, nowhere)
+        error = str(called(command_name, IMAGES[0], "--model", nowhere).exception)
+        assert "no such file" in error and f"run {nowhere.parent.name} " in error
 
 
 def test_pack_prints_a_captioners_layouts(tiny, tmp_path):
