@@ -94,7 +94,7 @@ def ratios(rows: Iterable[LatencyRow], base: str, work: dict[tuple[str, str], fl
 
 def save(path: str | Path, name: str, rows: Iterable[LatencyRow], **more) -> None:
     """Writes the rows as JSON, all or nothing, with the machine and versions they come from; `more` is added as is."""
-    origin = records.provenance("none", "none").model_dump()
+    origin = records.provenance("none", "none").model_dump(exclude={"started", "seconds"})    # `ended` is now
     data = {"bench": name, "latency": [row.model_dump() for row in rows], **more, "provenance": origin}
     with replacing(path) as part:
         part.write_text(f"{json.dumps(data, indent=1, allow_nan=False)}\n", encoding="utf-8")

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -105,13 +107,16 @@ def speeds(root: str | Path | None = None, profile: str = RECORDED) -> dict[str,
     engine.
 
     From what `bench speech --json results/<profile>/speech-....json` wrote, of its model and of those `--against` it.
-    Times of different files are never held against each other: processors may bear one name and yet differ.
+    Times of different files are never held against each other: processors may bear one name and yet differ. Where
+    several files are of one name, the time of the measurement stands behind it.
     """
-    found = {}
-    for path in sorted(records.folder(profile, root).glob("speech*.json")):
-        data = json.loads(path.read_text(encoding="utf-8"))
-        cpu = data["provenance"]["cpu"]
-        times = found.setdefault(f"{cpu}, {path.stem}" if cpu in found else cpu, {})
+    files = [json.loads(path.read_text(encoding="utf-8"))
+             for path in sorted(records.folder(profile, root).glob("speech*.json"))]
+    files.sort(key=lambda data: (data["provenance"]["cpu"], data["provenance"]["ended"]))
+    seen, found = Counter(data["provenance"]["cpu"] for data in files), {}
+    for data in files:
+        cpu, ended = data["provenance"]["cpu"], datetime.fromisoformat(data["provenance"]["ended"])
+        times = found[f"{cpu}, {ended:%Y-%m-%d %H:%M}" if seen[cpu] > 1 else cpu] = {}
         for row in data["latency"]:
             other = re.fullmatch(r"(ds2-[\w-]+), (torch|engine)", row["engine"])
             own = data.get("experiment") if row["engine"] in ("torch, with all weights", "engine") else None

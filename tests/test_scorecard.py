@@ -29,7 +29,7 @@ def verdicts(judged):
 def timed(root, profile="desk", **times):
     rows = [{"engine": f"{name.replace('_', '-')}, engine", "microseconds": took} for name, took in times.items()]
     (records.folder(profile, root) / "speech.json").write_text(json.dumps(
-        {"experiment": "ds2-other", "latency": rows, "provenance": {"cpu": "a CPU"}}))
+        {"experiment": "ds2-other", "latency": rows, "provenance": {"cpu": "a CPU", "ended": "2026-11-01T08:30"}}))
 
 
 def test_every_claim_of_the_abstracts_has_a_row_and_none_else(tmp_path):

@@ -95,11 +95,11 @@ def test_error_rates_are_compared_on_the_same_utterances():
     assert st.paired([worse], [base]) is None and st.paired([], [base]) is None
 
 
-def measured(root, name, cpu, times):
+def measured(root, name, cpu, times, ended="2026-11-01T08:30:00+00:00"):
     """What `bench speech` writes of the compact model on that processor."""
     rows = [{"engine": engine, "microseconds": took} for engine, took in times.items()]
     (records.folder("desk", root) / f"speech-{name}.json").write_text(json.dumps(
-        {"experiment": "ds2-hlstm3-compact", "latency": rows, "provenance": {"cpu": cpu}}))
+        {"experiment": "ds2-hlstm3-compact", "latency": rows, "provenance": {"cpu": cpu, "ended": ended}}))
 
 
 def test_times_of_different_processors_are_not_held_against_each_other(tmp_path):
@@ -110,8 +110,9 @@ def test_times_of_different_processors_are_not_held_against_each_other(tmp_path)
     assert compact[1][:2] == ["compact: in rounds", "20 % (1.2x) on quick, 10 % (1.1x) on slow"]
     assert compact[1][-1] == "not met"
     assert fast[1][:2] == ["accurate, fast: in blocks", "50 % (2.0x) on quick"] and fast[1][-1] == "met, by one seed"
-    measured(tmp_path, "c", "quick", {"engine": 10, "ds2-lstm5, engine": 20})       # another one of that name
-    assert st.speeds(tmp_path)["quick"]["ds2-lstm5"] == 50 and st.speeds(tmp_path)["quick, speech-c"]["ds2-lstm5"] == 20
+    measured(tmp_path, "0", "quick", {"engine": 10, "ds2-lstm5, engine": 20}, "2026-11-02T09:05:00+00:00")
+    assert {name: times["ds2-lstm5"] for name, times in st.speeds(tmp_path).items()} == {
+        "quick, 2026-11-01 08:30": 50, "quick, 2026-11-02 09:05": 20, "slow": 100}      # two machines of one name
 
 
 def test_nothing_is_judged_without_records(tmp_path):
