@@ -111,7 +111,7 @@ def speeds(root: str | Path | None = None, profile: str = RECORDED) -> dict[str,
     for path in sorted(records.folder(profile, root).glob("speech*.json")):
         data = json.loads(path.read_text(encoding="utf-8"))
         cpu = data["provenance"]["cpu"]
-        times = found.setdefault(f"{cpu}, {path.stem}" if cpu in found else cpu, {})
+        times = found.setdefault(f"{cpu}, {path.stem.removeprefix('speech-')}" if cpu in found else cpu, {})
         for row in data["latency"]:
             other = re.fullmatch(r"(ds2-[\w-]+), (torch|engine)", row["engine"])
             own = data.get("experiment") if row["engine"] in ("torch, with all weights", "engine") else None

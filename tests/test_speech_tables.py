@@ -111,7 +111,7 @@ def test_times_of_different_processors_are_not_held_against_each_other(tmp_path)
     assert compact[1][-1] == "not met"
     assert fast[1][:2] == ["accurate, fast: in blocks", "50 % (2.0x) on quick"] and fast[1][-1] == "met, by one seed"
     measured(tmp_path, "c", "quick", {"engine": 10, "ds2-lstm5, engine": 20})       # another one of that name
-    assert st.speeds(tmp_path)["quick"]["ds2-lstm5"] == 50 and st.speeds(tmp_path)["quick, speech-c"]["ds2-lstm5"] == 20
+    assert st.speeds(tmp_path)["quick"]["ds2-lstm5"] == 50 and st.speeds(tmp_path)["quick, c"]["ds2-lstm5"] == 20
 
 
 def test_nothing_is_judged_without_records(tmp_path):
