@@ -101,7 +101,7 @@ def tab_scorecard(root: str | Path | None = None, brief: bool = False) -> Table:
     """
     ours, full = claims(RECORDED, root), _by_place(claims("paper", root))
     heads = ["our model", "recorded", "score against our LSTM", "seeds", "verdict"]
-    keep = [1, 4] if brief else range(5)
+    keep = [0, 1, 4] if brief else range(5)
     lines, before = [], None
     for place, claim in _by_place(ours).items():
         benchmark = claim.key.split(".")[0]
