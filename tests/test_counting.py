@@ -355,6 +355,7 @@ def test_padding_does_not_count_where_lengths_come_by_name():
     layer, x = HLSTM(5, 3), torch.randn(6, 2, 5)
     named = zero_shares(Caller(layer), [(x, torch.tensor([6, 2]))])
     assert named["rnn.weight_gate1_l0"].equal(zero_shares(layer, [(x[:, 0],), (x[:2, 1],)])["weight_gate1_l0"])
+    assert zero_shares(layer, [(x, None)])["weight_gate1_l0"].equal(zero_shares(layer, [(x,)])["weight_gate1_l0"])
 
 
 def test_behind_tanh_nothing_is_zero_and_an_lstm_has_nothing_to_skip():

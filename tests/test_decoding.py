@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hlstm_src.audio import ALPHABET
-from hlstm_src.decoding import WordList, beam_search
+from hlstm_src.decoding import WordList, beam_search, greedy
 
 SIGNS = "_AB "                         # all that the small alphabets here spell with
 
@@ -73,6 +73,18 @@ def test_of_two_words_that_sound_alike_the_frequent_one_is_taken():
     log_probs[:, b] = log_probs[:, a]
     assert beam_search(log_probs, WordList(["A", "B B B"]), weight=1.0) == "B"
     assert beam_search(log_probs, WordList(["A A A", "B"]), weight=1.0) == "A"
+
+
+def test_a_word_costs_the_log_of_its_share_of_all_words():
+    words = WordList(["A B A", "A"])
+    assert words.price("A") == pytest.approx(math.log(3 / 4)) and words.price("") == 0
+    assert words.price("A B B") == pytest.approx(math.log(3 / 4 / 4 / 4))
+
+
+def test_letters_are_capitals_in_any_alphabet():
+    log_probs = spoken("STOP YES")
+    for read in (greedy, beam_search):
+        assert read(log_probs, alphabet=ALPHABET.lower()) == read(log_probs) == "STOP YES"
 
 
 def test_nothing_is_spelled_where_no_sentence_fits():

@@ -439,6 +439,18 @@ def test_who_comes_back_after_an_undone_round_starts_with_a_fresh_optimiser():
         assert run.schedule.phase == phase and counts == [1, 5, 5, 5, 1, 5]
 
 
+def test_a_matrix_that_lost_nobody_in_an_undone_round_keeps_its_optimiser():
+    run = Run(GrowPruneSchedule(**STORY | dict(per="global", growth_epochs=0)), [30, 20, 10, 99, 50])
+    run.model[2].weight.data.mul_(1000)                                 # all that is small lies in the first matrix
+    optimiser = torch.optim.AdamW(run.model.parameters())
+    run.masks.attach(optimiser)
+    for _ in range(5):
+        run.step()
+        optimiser.step()
+    steps = [optimiser.state[p]["step"].item() for p in run.masks.parameters.values()]
+    assert not run.events[4].kept and steps[0] == 1 < steps[1]
+
+
 def test_for_higher_scores_everything_is_mirrored():
     lower = Run(GrowPruneSchedule(**STORY), SCORES).finish()
     higher = Run(GrowPruneSchedule(**STORY, lower_is_better=False), [-s for s in SCORES]).finish()

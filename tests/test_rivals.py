@@ -71,6 +71,12 @@ def test_each_can_be_stopped_and_resumed_after_any_epoch(name):
 
 
 @pytest.mark.parametrize("name", RIVALS)
+def test_gradients_count_with_their_signs_and_over_whole_epochs_unless_asked(name):
+    _, schedule = rival(name, epochs=12, density=0.1)
+    assert schedule.absolute is False and schedule.growth_batches is None
+
+
+@pytest.mark.parametrize("name", RIVALS)
 def test_epochs_left_counts_down_to_zero(name):
     made = run(name, stop=0)
     for left in range(12, 0, -1):
@@ -282,6 +288,7 @@ def test_the_width_with_the_nearest_number_of_parameters_is_found(parameters):
 def test_widths_have_their_limits_and_dormant_connections_do_not_count():
     assert small_width(lambda width: nn.Linear(width, 1), 10**9, most=50) == 50
     assert small_width(lambda width: nn.Linear(width, 1), 2) == 1
+    assert small_width(lambda width: nn.Linear(9, width), 5) == 1          # twice as large, and not more
     with pytest.raises(ValueError, match="already takes 1010 parameters"):
         small_width(lambda width: nn.Linear(100, 10 * width), 500)
     layer = nn.Linear(10, 10)

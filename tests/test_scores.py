@@ -31,6 +31,7 @@ def test_a_text_with_blanks_between_its_letters_is_read_back(text):
     labels = [k for label in encode(text).tolist() for k in (BLANK, label)]
     log_probs = torch.nn.functional.one_hot(torch.tensor([labels]), len(ALPHABET)).float()
     assert greedy(log_probs, torch.tensor([len(labels)])) == [text]
+    assert greedy(log_probs.bfloat16(), torch.tensor([len(labels)])) == [text]
 
 
 @pytest.mark.parametrize("references, hypotheses, wer, cer", [
