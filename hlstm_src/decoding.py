@@ -68,10 +68,12 @@ def beam_search(log_probs: np.ndarray, words: WordList | None = None, beam: int 
 
     beam: beginnings that are kept; weight: of the words' own probabilities, chosen on AN4's validation speakers; least:
     letters less likely than this are passed over in a frame; alphabet: a letter for each label. "" where no sentence of
-    the list fits. Raises ValueError for a beam below 1.
+    the list fits. Raises ValueError for a beam below 1, and for words with another alphabet than theirs.
     """
     if beam < 1:
         raise ValueError(f"beam={beam} must be at least 1")
+    if words is not None and alphabet != ALPHABET:
+        raise ValueError(f"a list of words is spelled in the alphabet {ALPHABET!r}; leave `alphabet` out")
     log_probs = np.asarray(log_probs, float)
     # A beginning: its text -> log probability of its paths that end in a blank, and of those that end in a letter.
     kept = {"": (0.0, NEVER)}

@@ -81,6 +81,11 @@ def test_a_word_costs_the_log_of_its_share_of_all_words():
     assert words.price("A B B") == pytest.approx(math.log(3 / 4 / 4 / 4))
 
 
+def test_a_list_of_words_goes_with_its_own_alphabet():
+    with pytest.raises(ValueError, match="leave `alphabet` out"):
+        beam_search(spoken("STOP"), WordList(["STOP"]), alphabet=ALPHABET.lower())
+
+
 def test_letters_are_capitals_in_any_alphabet():
     log_probs = spoken("STOP YES")
     for read in (greedy, beam_search):
