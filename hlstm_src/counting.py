@@ -37,7 +37,7 @@ class Counts:
     """Costs of a step, or of as many steps as `count` was asked for, in all and by layer; sizes do not grow with steps.
 
     activations: numbers that hidden layers, gates, states and outputs take, which is what training keeps for the way
-    back. mask_bytes: a bit for each connection of the masked matrices.
+    back (`HLSTM` makes c anew there). mask_bytes: a bit for each connection of the masked matrices.
     """
     kind: str = ""                         # class of the layer; of a whole model, nothing
     params: int = 0
@@ -199,7 +199,7 @@ class _Scans(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         if func is torch.ops.hlstm.scan.default:
-            self.hidden.append(out[3])
+            self.hidden.append(out[4])
         return out
 
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .audio import BINS, HOP, WINDOW, convolutions
-from .lstm import HLSTM, flip
+from .lstm import HLSTM
+from .sequences import flip
 
 
 def frames(samples: Tensor | int) -> Tensor | int:

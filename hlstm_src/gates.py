@@ -115,6 +115,20 @@ def forward(z, t, start, gates, cs, hs, part, parts):
 
 
 @compiled
+def states(start, gates, cs, part, parts):
+    """c of all steps, as `forward` had it: from c before (R, H) and gates (T, R, 4, H) -> cs (T, R, H)."""
+    T, R, H = cs.shape
+    for r in share(R, part, parts):
+        for t in range(T):
+            before, c, y = start[r] if t == 0 else cs[t - 1, r], cs[t, r], gates[t, r]
+            i, f, g = y[0], y[1], y[2]
+            for k in range(H):
+                c[k] = f[k] * before[k]
+            for k in range(H):
+                c[k] += i[k] * g[k]
+
+
+@compiled
 def hidden(a, b, out, activation, part, parts):
     """The first hidden layer of a step: the activation of a + b, of its place in `ACTIVATIONS`; all (R, N), float32 or
     bfloat16 as uint16. Summed and bent in float32, rounded once."""

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from .scan import alive, at_end, flip, scan
+from .scan import scan
+from .sequences import alive, at_end, flip
 
 ACTIVATIONS = {"relu": F.relu, "leaky_relu": F.leaky_relu, "tanh": torch.tanh, "elu": F.elu}
 APART = 2 ** 19        # entries of a step's matrices from which on, on a CPU, the directions go one after the other
@@ -251,10 +252,10 @@ class HLSTM(nn.Module):
         biases = [join(w.bias for w in weights), *(join(b for _, b in layer) for layer in layers)] if self.bias else []
         x = join(xs, 2)
         h, c = (s.transpose(0, 1).flatten(1) for s in (h, c))      # (B, D*H)
-        hs, cs, *_ = scan(x, h, c, mats, biases, [n.expand(*x.shape[:2], -1) for n in noise], D * len(self.widths),
-                          self.activation, low)                    # bfloat16 under autocast
-        hs, cs = (s.chunk(D, dim=2) if D > 1 else [s] for s in (hs, cs))           # a direction each
-        return hs, torch.stack([at_end(s, lengths) for s in cs])
+        ends = None if lengths is None else lengths - 1
+        hs, cn, *_ = scan(x, h, c, mats, biases, [n.expand(*x.shape[:2], -1) for n in noise], D * len(self.widths),
+                          self.activation, low, ends)              # bfloat16 under autocast
+        return hs.chunk(D, dim=2) if D > 1 else [hs], torch.stack(cn.chunk(D, dim=1))           # a direction each
 
     def noise(self, shape, like: Tensor) -> list[Tensor]:
         """Dropout factors for each hidden layer, 0 or 1 / (1 - gate_dropout): of shape (T, B, units), or (1, B, units)

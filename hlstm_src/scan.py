@@ -7,8 +7,8 @@ It computes what `unroll` in lstm.py says, for one direction or for both at once
   and x.
 - The element-wise work of the gates is one compiled call (gates.py), or a dozen of PyTorch's where numba is missing.
 - On a CPU with the instructions for it, even all steps of a stretch are one compiled call (steps.py, products.py).
-- Little memory is touched, since fresh memory costs more time than element-wise work: kept for the way back are states,
-  gates and hidden layers, from which slopes follow; the rest of a stretch lies where that of the last one lay.
+- Little memory is touched, since fresh memory costs more time than element-wise work: kept for the way back are h,
+  gates and hidden layers, from which c and slopes follow; the rest of a stretch lies where that of the last one lay.
 
 Sizes: T steps, B batch, I input, H hidden, G gate width, D directions, N = D*S stacks of hidden layers (S = 4: one for
 each gate, S = 1: shared). Everything lies as (T, B, channels): channels of h and c by direction (D*H), of hidden layers
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PACK_FROM = 2 ** 18, 4      # entries of a matrix and products with it from which on packing pays
-STRETCH = 192, 1024         # rows (steps * B) of a stretch, at least: in float32 and float64, and in less
+STRETCH = 352, 1024         # rows (steps * B) of a stretch, at least: in float32 and float64, and in less
 
 ALONE = 0, 1                # part and parts in gates.py; numba takes 0.1 ms over arguments that are left out
 
@@ -98,7 +98,8 @@ def add_outer(total: Tensor, d: Tensor, a: Tensor, groups: int) -> None:
 
 @torch.library.custom_op("hlstm::scan", mutates_args=())
 def scan(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], biases: list[Tensor], noise: list[Tensor],
-         stacks: int, activation: str, low: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+         stacks: int, activation: str, low: torch.dtype, ends: Tensor | None
+         ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """All steps of an H-LSTM layer.
 
     x (T, B, D*I). h, c (B, D*H). weights: of x (N*G, I), of h (N*G, H), of the layers behind the first hidden one
@@ -106,50 +107,54 @@ def scan(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], biases: list[Te
     noise: a dropout factor (T, B, N*G) for each hidden layer, or empty. stacks = N.
     low: the type of products and hidden layers, such as bfloat16 under autocast. States, gates and element-wise work
     keep the type of c, since it sums over many steps.
-    Returns h and c of all steps, (T, B, D*H), and for the way back the gates (T, B, D*4H) and the hidden layers before
-    dropout (layers, T, B, N*G).
+    ends: the last step of each sequence (B); None: that of all, T - 1.
+    Returns h of all steps (T, B, D*H), c at the ends (B, D*H), and for the way back c before each stretch
+    (stretches, B, D*H), the gates (T, B, D*4H) and the hidden layers before dropout (layers, T, B, N*G).
     """
     (T, B, _), H = x.shape, weights[1].shape[1]
     D = h.shape[1] // H
-    results = _results(x, h, c, weights, biases, noise, stacks, activation, low)
-    hs, cs, gates, hidden = results[0].unbind(0), *_by_step(*results[1:], B, D, H)
+    results = hs, cn, starts, gates, hidden = _results(x, h, c, weights, biases, noise, stacks, activation, low, ends)
     ih, hh, *behind = (w.to(low) for w in weights)
     first, *others = (b.to(low) for b in biases) if biases else [None] * len(weights)
-    steps = _stretch(T, B, low)
+    steps = min(T, _stretch(B, low))
     project = product(ih, D, steps * B, T // steps, first)
-    if compiled := _compiled(c, low, (hh, *behind), (D, stacks), noise):
+    fused, compiled = _fused(c, low), _compiled(c, low, (hh, *behind), (D, stacks), noise)
+    if compiled:
         packed = [compiled.products.pack(w) for w in (hh, behind[0])]
         bias = others[0].float() if biases else c.new_empty(0)
-        fields = [s.view(T, -1, *shape).numpy() for s, shape in zip(results[2::-1], ((4, H), (H,), (H,)))]
-        for t in range(0, T, steps):
-            projected = project(x[t:t + steps].to(low).flatten(0, 1)).view(-1, B, len(ih))
-            compiled.forward(t, _numpy(projected), h.reshape(-1, H).numpy(), c.reshape(-1, H).numpy(), *packed,
-                             bias.numpy(), stacks, compiled.gates.ACTIVATIONS.index(activation), _numpy(results[3][0]),
-                             *fields)
-        return results
-    recur = product(hh, D, B, T)
-    layers = [product(w, stacks, B, T, bias) for w, bias in zip(behind, others)]
-    fused = _fused(c, low)
-    if fused:
-        start, together, states, outputs = (s.numpy() for s in (
-            c.reshape(-1, H), results[2].view(T, -1, 4, H), results[1].view(T, -1, H), results[0].view(T, -1, H)))
-    c = c.view(B, D, H)
-    for t, now in enumerate(gates):
-        if t % steps == 0:
-            projected = project(x[t:t + steps].to(low).flatten(0, 1)).view(-1, B, len(ih)).unbind(0)
-        z = recur(h.to(low)), projected[t % steps]
-        if fused and low == torch.bfloat16:                        # of float32, PyTorch's own tanh is quicker
-            fused.hidden(*map(_numpy, (*z, hidden[0][t])), fused.ACTIVATIONS.index(activation), *ALONE)
-        else:
-            IN_PLACE[activation](torch.add(*z, out=hidden[0][t]))
-        for j, layer in enumerate(layers):
-            a = IN_PLACE[activation](hidden[j][t].copy_(z)) if j else hidden[0][t]
-            z = layer(a * noise[j][t] if noise else a)
+    else:
+        recur = product(hh, D, B, T)
+        layers = [product(w, stacks, B, T, bias) for w, bias in zip(behind, others)]
+    room = c.new_empty(steps, B, D * H)                            # for c of a stretch
+    for start, before in zip(range(0, T, steps), starts):
+        here = slice(start, start + steps)
+        projected = project(x[here].to(low).flatten(0, 1)).view(-1, B, len(ih))
+        c, cs, hidden_here = before.copy_(c), room[:len(projected)], hidden[:, here]
         if fused:
-            fused.forward(_numpy(z.view(-1, 4, H)), t, start, together, states, outputs, *ALONE)
-        else:
-            _forward(z.view(B, D, 4, H).to(c.dtype), c, now, cs[t], hs[t].view(B, D, H))
-        c, h = cs[t], hs[t]
+            fields = _by_row(H, c, gates[here], cs, hs[here])
+        if compiled:
+            compiled.forward(_numpy(projected), h.reshape(-1, H).numpy(), *packed, bias.numpy(), stacks,
+                             compiled.gates.ACTIVATIONS.index(activation), _numpy(hidden_here[0]), *fields)
+            h, c = hs[here][-1], cs[-1]
+        for t in () if compiled else range(len(cs)):
+            z, a = (recur(h.to(low)), projected[t]), hidden_here[0, t]
+            if fused and low == torch.bfloat16:                    # of float32, PyTorch's own tanh is quicker
+                fused.hidden(*map(_numpy, (*z, a)), fused.ACTIVATIONS.index(activation), *ALONE)
+            else:
+                IN_PLACE[activation](torch.add(*z, out=a))
+            for j, layer in enumerate(layers):
+                if j:
+                    a = IN_PLACE[activation](hidden_here[j, t].copy_(z))
+                z = layer(a * noise[j][start + t] if noise else a)
+            if fused:
+                fused.forward(_numpy(z.view(-1, 4, H)), t, *fields, *ALONE)
+            else:
+                now = gates[start + t].view(B, D, 4, H)
+                _forward(z.view(B, D, 4, H).to(c.dtype), c.view(B, D, H), now, *(s.view(B, D, H) for s in (
+                    cs[t], hs[start + t])))
+            h, c = hs[start + t], cs[t]
+        at, inside = _in_stretch(ends, here, T, cs)
+        cn.copy_(torch.where(inside, cs[at], cn))
     return results
 
 
@@ -160,6 +165,14 @@ def _forward(z: Tensor, c: Tensor, gates: Tensor, c_after: Tensor, h: Tensor) ->
     torch.tanh(z[:, :, 2], out=g)
     torch.mul(f, c, out=c_after).addcmul_(i, g)
     torch.mul(o, c_after.tanh(), out=h)
+
+
+def _states(start: Tensor, gates: Tensor, cs: Tensor, H: int) -> None:
+    """c of a stretch, as `_forward` had it: from c before it (B, D*H) and gates (steps, B, D*4H) -> cs
+    (steps, B, D*H)."""
+    for now, before, c in zip(gates, (start, *cs), cs):
+        i, f, g, _ = now.view(len(c), -1, 4, H).unbind(2)
+        torch.mul(f, before.view(i.shape), out=c.view(i.shape)).addcmul_(i, g)
 
 
 def _backward(dh: Tensor, dc: Tensor, gates: Tensor, c: Tensor, before: Tensor, d: Tensor) -> None:
@@ -199,132 +212,129 @@ def _compiled(c: Tensor, low: torch.dtype, weights: tuple[Tensor, ...], groups: 
     return steps if steps.products.available(low) and steps.products.fits(weights, groups) else None
 
 
+def _by_row(H: int, start: Tensor, gates: Tensor, *states: Tensor) -> list:
+    """A stretch as gates.py takes it, each direction of a sequence as a row of its own: c before it (B, D*H), its gates
+    (steps, B, D*4H) and states (steps, B, D*H) as (R, H), (steps, R, 4, H) and (steps, R, H)."""
+    return [start.view(-1, H).numpy(), gates.view(len(gates), -1, 4, H).numpy(),
+            *(s.view(len(s), -1, H).numpy() for s in states)]
+
+
 def _numpy(s: Tensor):
     """s as an array; bfloat16, which NumPy does not know, as its bits."""
     return (s.view(torch.uint16) if s.dtype == torch.bfloat16 else s).numpy()
 
 
 @scan.register_fake
-def _results(x, h, c, weights, biases, noise, stacks, activation, low):
+def _results(x, h, c, weights, biases, noise, stacks, activation, low, ends):
     """Room for what `scan` returns."""
-    T, B, _ = x.shape
-    hs, cs, gates = (h.new_empty(T, B, width) for width in (h.shape[1], h.shape[1], 4 * h.shape[1]))
-    return hs, cs, gates, x.new_empty(len(weights) - 2, T, B, len(weights[0]), dtype=low)
+    (T, B, _), width = x.shape, h.shape[1]
+    sizes = (T, B, width), (B, width), (-(-T // _stretch(B, low)), B, width), (T, B, 4 * width)
+    return *map(h.new_empty, sizes), x.new_empty(len(weights) - 2, T, B, len(weights[0]), dtype=low)
 
 
-def _stretch(T: int, B: int, low: torch.dtype) -> int:
-    """Steps in a stretch."""
-    return min(T, -(-STRETCH[low.itemsize < 4] // B))
+def _stretch(B: int, low: torch.dtype) -> int:
+    """Steps in a stretch; the last one has fewer."""
+    return -(-STRETCH[low.itemsize < 4] // B)
 
 
-def _by_step(cs, gates, hidden, B, D, H):
-    """Lists of what belongs to a step: c (B, D, H), gates (B, D, 4, H), and by layer the hidden layers (B, N*G)."""
-    return cs.view(-1, B, D, H).unbind(0), gates.view(-1, B, D, 4, H).unbind(0), [a.unbind(0) for a in hidden]
+def _in_stretch(ends: Tensor | None, here: slice, T: int, cs: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Where in a stretch, of whose c there is cs (steps, B, D*H), each sequence ends: an index of cs, which means
+    nothing for those that end elsewhere, and (B, 1) whether they end in it."""
+    batch = torch.arange(cs.shape[1], device=cs.device)
+    at = (torch.full_like(batch, T - 1) if ends is None else ends) - here.start
+    return (at.clamp(0, len(cs) - 1), batch), ((at >= 0) & (at < len(cs)))[:, None]
 
 
 @torch.library.custom_op("hlstm::scan_backward", mutates_args=())
-def scan_backward(dhs: Tensor | None, dcs: Tensor | None, x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor],
-                  biases: list[Tensor], with_dx: bool, hs: Tensor, cs: Tensor, gates: Tensor, hidden: Tensor,
-                  noise: list[Tensor], stacks: int, activation: str
+def scan_backward(dhs: Tensor | None, dcn: Tensor | None, x: Tensor, h: Tensor, weights: list[Tensor],
+                  biases: list[Tensor], with_dx: bool, noise: list[Tensor], stacks: int, activation: str,
+                  hs: Tensor, starts: Tensor, gates: Tensor, hidden: Tensor, ends: Tensor | None
                   ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
-    """From the gradients of h and c of all steps, or None for none, to those of x (empty if not asked for), of the
-    first h and c, of the weights and of the biases."""
+    """From the gradients of h of all steps and of c at the ends, or None for none, to those of x (empty if not asked
+    for), of the first h and c, of the weights and of the biases."""
     (T, B, _), H, low = x.shape, weights[1].shape[1], hidden.dtype
-    D = h.shape[1] // H
+    D, steps = h.shape[1] // H, min(T, _stretch(B, low))
     ih, hh, *behind = (w.to(low) for w in weights)
-    compiled, steps = _compiled(c, low, (hh, *behind), (D, stacks), noise), _stretch(T, B, low)
+    fused, compiled = _fused(starts, low), _compiled(starts, low, (hh, *behind), (D, stacks), noise)
     if compiled:
         packed = [compiled.products.pack_back(w, n) for w, n in ((hh, D), (behind[0], stacks))]
     else:
         recur, layers = back(hh, D, B, T), [back(w, stacks, B, T) for w in behind]
     unproject = back(ih, D, steps * B, 1)                          # not packed: it would not fit in the memory saved
-    results = dx, dh, dc, dweights, dbiases = _totals(dhs, dcs, x, h, c, weights, biases, with_dx)
-    ds = [hidden.new_empty(steps, B, len(w)) for w in weights[1:]]          # of a stretch: hidden layers, and gates
-    dhidden, dgates = [d.unbind(0) for d in ds[:-1]], ds[-1].view(steps, B, D, 4, H).unbind(0)
+    results = dx, dh, dc, dweights, dbiases = _totals(dhs, dcn, x, h, weights, biases, with_dx)
+    room = starts.new_empty(steps, B, D * H)                       # for c of a stretch
+    ds = [hidden.new_empty(steps, B, len(w)) for w in weights[1:]]          # and gradients: of hidden layers, and gates
     dh, dc = dh.view(B, D, H), dc.view(B, D, H)
-    c_at, gates_at, hidden_at = _by_step(cs, gates, hidden, B, D, H)
-    fused = _fused(c, low)
-    if fused:
-        running = [s.view(-1, H).numpy() for s in (dh, dc)]
-        first, together, states = (s.numpy() for s in (c.reshape(-1, H), gates.view(T, -1, 4, H), cs.view(T, -1, H)))
-    for start in reversed(range(0, T, steps)):
-        span = range(start, min(T, start + steps))
+    running = [s.view(-1, H).numpy() for s in (dh, dc)] if fused else ()
+    for k, c in reversed(list(enumerate(starts))):
+        here = slice(k * steps, min(T, (k + 1) * steps))
+        n, together, hidden_here = here.stop - here.start, gates[here], hidden[:, here]
+        cs, done = room[:n], [d[:n] for d in ds]
+        dhs_here, dcs = None if dhs is None else dhs[here], None
+        if dcn is not None:
+            at, inside = _in_stretch(ends, here, T, cs)
+            dcs = torch.zeros_like(cs)
+            dcs[at] = torch.where(inside, dcn, 0)
+        if fused:
+            fields = _by_row(H, c, together, cs)
         if compiled:
-            given = (c.new_empty(0, B * D, H) if s is None else s[start:span.stop].contiguous().view(-1, B * D, H)
-                     for s in (dhs, dcs))
-            compiled.backward(start, *(s.numpy() for s in given), *running, first, *packed, stacks,
-                              compiled.gates.ACTIVATIONS.index(activation), _numpy(hidden[0]), together, states,
-                              *(_numpy(d[:len(span)]) for d in ds))
-        for t in reversed(() if compiled else span):
-            if dhs is not None:
-                dh += dhs[t].view(B, D, H)
-            if dcs is not None:
-                dc += dcs[t].view(B, D, H)
-            d = dgates[t - start]
+            given = (cs[:0] if s is None else s.contiguous() for s in (dhs_here, dcs))
+            compiled.backward(*(s.view(len(s), B * D, H).numpy() for s in given), *running, *packed, stacks,
+                              compiled.gates.ACTIVATIONS.index(activation), _numpy(hidden_here[0]), *fields,
+                              *map(_numpy, done))
+        elif fused:
+            fused.states(*fields, *ALONE)
+        else:
+            _states(c, together, cs, H)
+        for t in () if compiled else reversed(range(n)):
+            for total, more in (dh, dhs_here), (dc, dcs):
+                if more is not None:
+                    total += more[t].view(B, D, H)
+            d = done[-1][t]
             if fused:
-                fused.backward(*running, t, first, together, states, _numpy(d.view(-1, 4, H)), *ALONE)
+                fused.backward(*running, t, *fields, _numpy(d.view(-1, 4, H)), *ALONE)
             else:
-                _backward(dh, dc, gates_at[t], c_at[t], c_at[t - 1] if t else c.view(B, D, H), d)
-            d = d.view(B, -1)
+                _backward(dh, dc, together[t].view(B, D, 4, H), *(s.view(B, D, H) for s in (
+                    cs[t], cs[t - 1] if t else c)), d.view(B, D, 4, H))
             for j in reversed(range(len(layers))):
                 d = layers[j](d)
-                d = GRADIENTS[activation](d * noise[j][t] if noise else d, hidden_at[j][t], dhidden[j][t - start])
+                d = GRADIENTS[activation](d * noise[j][here.start + t] if noise else d, hidden_here[j, t], done[j][t])
             dh.copy_(recur(d).view(B, D, H))
-        here, done = slice(start, span.stop), [d[:len(span)] for d in ds]
+        before = hs[here.start - 1:here.stop - 1] if k else torch.cat([h[None], hs[:n - 1]])
         add_outer(dweights[0], done[0], x[here], D)
-        add_outer(dweights[1], done[0], hs[start - 1:span[-1]] if start else torch.cat([h[None], hs[:span[-1]]]), D)
-        for j, a in enumerate(hidden[:, here]):
+        add_outer(dweights[1], done[0], before, D)
+        for j, a in enumerate(hidden_here):
             add_outer(dweights[j + 2], done[j + 1], a * noise[j][here] if noise else a, stacks)
         for total, d in zip(dbiases, done):
             total += d.sum((0, 1))
         if with_dx:
-            dx[here] = unproject(done[0].flatten(0, 1)).view(len(span), B, -1)
+            dx[here] = unproject(done[0].flatten(0, 1)).view(n, B, -1)
     return results
 
 
 @scan_backward.register_fake
-def _totals(dhs, dcs, x, h, c, weights, biases, with_dx, *rest):
+def _totals(dhs, dcn, x, h, weights, biases, with_dx, *rest):
     """Room for what `scan_backward` returns, zero where it sums up."""
-    h, c, *sums = (torch.zeros_like(s) for s in (h, c, *weights, *biases))
+    h, c, *sums = (torch.zeros_like(s) for s in (h, h, *weights, *biases))
     return torch.empty_like(x if with_dx else x[:0]), h, c, sums[:len(weights)], sums[len(weights):]
 
 
 def _keep(ctx, inputs, output):
-    x, h, c, weights, biases, noise, ctx.stacks, ctx.activation, _ = inputs
-    ctx.counts = 3, len(weights), len(biases), len(noise)
-    ctx.mark_non_differentiable(*output[2:])
+    x, h, _, weights, biases, noise, ctx.stacks, ctx.activation, _, ends = inputs
+    hs, _, *kept = output
+    ctx.counts = 2, len(weights), len(biases), len(noise)
+    ctx.mark_non_differentiable(*kept)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, h, c, *weights, *biases, *noise, *output)
+    ctx.save_for_backward(x, h, *weights, *biases, *noise, hs, *kept, ends)
 
 
-def _gradients(ctx, dhs, dcs, *_):
+def _gradients(ctx, dhs, dcn, *_):
     kept = iter(ctx.saved_tensors)
-    (x, h, c), weights, biases, noise = ([next(kept) for _ in range(n)] for n in ctx.counts)
+    (x, h), weights, biases, noise = ([next(kept) for _ in range(n)] for n in ctx.counts)
     with_dx = ctx.needs_input_grad[0]
-    dx, dh, dc, dweights, dbiases = scan_backward(dhs, dcs, x, h, c, weights, biases, with_dx, *kept, noise, ctx.stacks,
-                                                  ctx.activation)
-    return dx if with_dx else None, dh, dc, dweights, dbiases, [None] * len(noise), None, None, None
+    dx, dh, dc, dweights, dbiases = scan_backward(dhs, dcn, x, h, weights, biases, with_dx, noise, ctx.stacks,
+                                                  ctx.activation, *kept)
+    return dx if with_dx else None, dh, dc, dweights, dbiases, [None] * len(noise), None, None, None, None
 
 
 scan.register_autograd(_gradients, setup_context=_keep)
-
-
-# Sequences of unequal lengths -----------------------------------------------------------------------------------------
-
-def flip(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """Reverses x (T, B, ...) in time, each sequence within its own length; padding stays where it is."""
-    if lengths is None:
-        return x.flip(0)
-    t = torch.arange(len(x), device=x.device)[:, None]
-    index = torch.where(t < lengths, lengths - 1 - t, t)           # (T, B)
-    return x.gather(0, index.view(*index.shape, *[1] * (x.dim() - 2)).expand_as(x))
-
-
-def alive(x: Tensor, lengths: Tensor) -> Tensor:
-    """x (T, B, ...) -> (T, B, 1), True within each sequence."""
-    return (torch.arange(len(x), device=x.device)[:, None] < lengths)[..., None]
-
-
-def at_end(s: Tensor, lengths: Tensor | None) -> Tensor:
-    """s (T, B, H) -> (B, H) at each sequence's last step."""
-    return s[-1] if lengths is None else s[lengths - 1, torch.arange(s.shape[1], device=s.device)]

@@ -20,24 +20,24 @@ from .products import ROWS, begin, end, product, shares
 from .team import meet
 
 
-def forward(first, projected, h, c, recur, behind, bias, stacks, activation, hidden, all_gates, cs, hs):
-    """The steps from `first` on for which there is something projected: (steps, B, N).
+def forward(projected, h, recur, behind, bias, stacks, activation, hidden, c, all_gates, cs, hs):
+    """A stretch: the steps for which there is something projected (steps, B, N).
 
-    h, c (R, H): before the very first step. recur, behind: packed matrices of h and of the layer behind the hidden one.
-    bias (M) of the gates, or empty. Fills in hidden (T, B, N), gates (T, R, 4, H), cs and hs (T, R, H).
+    h, c (R, H): before it. recur, behind: packed matrices of h and of the layer behind the hidden one.
+    bias (M) of the gates, or empty. Fills in hidden (steps, B, N), gates (steps, R, 4, H), cs and hs (steps, R, H).
     """
     (_, B, N), (R, H) = projected.shape, h.shape
     # Products take P rows, a multiple of 16; those behind the batch mean nothing.
     P, D = -(-B // ROWS) * ROWS, R // B
     low, a = np.zeros((P, D * H), hidden.dtype), np.zeros((P, N), hidden.dtype)
     sums, z = np.empty((P, N), np.float32), np.empty((P, 4 * D * H), np.float32)
-    team.together(lambda *parts: _forward(first, projected, h, c, recur, behind, bias.reshape(-1, 4, H), stacks,
-                                          activation, hidden, all_gates, cs, hs, low, a, sums, z, *parts))
+    team.together(lambda *parts: _forward(projected, h, recur, behind, bias.reshape(-1, 4, H), stacks, activation,
+                                          hidden, c, all_gates, cs, hs, low, a, sums, z, *parts))
 
 
 @compiled
-def _forward(first, projected, h, c, recur, behind, bias, stacks, activation, hidden, all_gates, cs, hs, low, a, sums,
-             z, counter, part, parts):
+def _forward(projected, h, recur, behind, bias, stacks, activation, hidden, c, all_gates, cs, hs, low, a, sums, z,
+             counter, part, parts):
     """One thread's part. low (P, D*H): h as products take it; sums and a (P, N): before and behind the hidden layer's
     activation; z (P, M): what goes into the gates. bias (D, 4, H)."""
     (steps, B, _), (R, H), P, met = projected.shape, h.shape, len(low), 0
@@ -45,12 +45,12 @@ def _forward(first, projected, h, c, recur, behind, bias, stacks, activation, hi
     low_rows, z_rows = low.reshape(P * D, H), z.reshape(P * D, 4, H)
     rows, column, columns = shares(low, B, part, parts)
     begin(hidden)
-    for t in range(first, first + steps):
+    for t in range(steps):
         gates.rounded(h if t == 0 else hs[t - 1], low_rows, part, parts)
         met = meet(counter, columns, met)
         product(low, recur, D, sums, rows, column, columns)
         met = meet(counter, columns, met)
-        gates.hidden(sums, projected[t - first], a[:B], activation, part, parts)
+        gates.hidden(sums, projected[t], a[:B], activation, part, parts)
         for b in share(B, part, parts):
             hidden[t, b] = a[b]
         met = meet(counter, columns, met)
@@ -63,21 +63,21 @@ def _forward(first, projected, h, c, recur, behind, bias, stacks, activation, hi
     end(hidden)
 
 
-def backward(first, dhs, dcs, dh, dc, c, recur, behind, stacks, activation, hidden, all_gates, cs, dhidden, dgates):
-    """The way back of `forward`, through as many steps as dhidden (steps, B, N) and dgates (steps, B, M) have room for.
-    dhs, dcs: (steps, R, H) or empty. dh, dc (R, H): running; in the end those before the step `first`.
-    recur, behind: packed by `pack_back`."""
+def backward(dhs, dcs, dh, dc, recur, behind, stacks, activation, hidden, c, all_gates, cs, dhidden, dgates):
+    """The way back of `forward`: from hidden, c before the stretch and gates to dhidden (steps, B, N) and dgates
+    (steps, B, M). dhs, dcs: (steps, R, H) or empty. dh, dc (R, H): running; in the end those before the stretch.
+    recur, behind: packed by `pack_back`. cs is filled in again."""
     (_, B, N), (R, H) = dhidden.shape, dh.shape
     P, D = -(-B // ROWS) * ROWS, R // B
     d, e = np.zeros((P, 4 * D * H), hidden.dtype), np.zeros((P, N), hidden.dtype)
     da, before = np.empty((P, N), np.float32), np.empty((P, D * H), np.float32)
-    team.together(lambda *parts: _backward(first, dhs, dcs, dh, dc, c, recur, behind, stacks, activation, hidden,
-                                           all_gates, cs, dhidden, dgates, d, e, da, before, *parts))
+    team.together(lambda *parts: _backward(dhs, dcs, dh, dc, recur, behind, stacks, activation, hidden, c, all_gates,
+                                           cs, dhidden, dgates, d, e, da, before, *parts))
 
 
 @compiled
-def _backward(first, dhs, dcs, dh, dc, c, recur, behind, stacks, activation, hidden, all_gates, cs, dhidden, dgates,
-              d, e, da, before, counter, part, parts):
+def _backward(dhs, dcs, dh, dc, recur, behind, stacks, activation, hidden, c, all_gates, cs, dhidden, dgates, d, e, da,
+              before, counter, part, parts):
     """One thread's part. d (P, M): gradients before the gates' activations; da and e (P, N): behind and before the
     hidden layer's; before (P, D*H): of h one step earlier."""
     (steps, B, _), (R, H), P, met = dhidden.shape, dh.shape, len(d), 0
@@ -85,19 +85,20 @@ def _backward(first, dhs, dcs, dh, dc, c, recur, behind, stacks, activation, hid
     d_rows, before_rows = d.reshape(P * D, 4, H), before.reshape(P * D, H)
     rows, column, columns = shares(d, B, part, parts)
     begin(hidden)
-    for t in range(first + steps - 1, first - 1, -1):
+    gates.states(c, all_gates, cs, part, parts)
+    for t in range(steps - 1, -1, -1):
         for r in share(R, part, parts):
             if len(dhs):
-                dh[r] += dhs[t - first, r]
+                dh[r] += dhs[t, r]
             if len(dcs):
-                dc[r] += dcs[t - first, r]
+                dc[r] += dcs[t, r]
         gates.backward(dh, dc, t, c, all_gates, cs, d_rows[:R], part, parts)
         met = meet(counter, columns, met)
         product(d, behind, stacks, da, rows, column, columns)
         met = meet(counter, columns, met)
         gates.hidden_backward(da, hidden[t], e[:B], activation, part, parts)
         for b in share(B, part, parts):
-            dgates[t - first, b], dhidden[t - first, b] = d[b], e[b]
+            dgates[t, b], dhidden[t, b] = d[b], e[b]
         met = meet(counter, columns, met)
         product(e, recur, D, before, rows, column, columns)
         met = meet(counter, columns, met)

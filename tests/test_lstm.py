@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from hlstm_src import HLSTM, ConnectionMasks, HLSTMCell, bench, lstm, scan
-from hlstm_src.lstm import ACTIVATIONS, CellWeights, flip, step, unroll
+from hlstm_src.lstm import ACTIVATIONS, CellWeights, step, unroll
+from hlstm_src.sequences import flip
 
 SIZES = 3, 4                                # input and state
 STEPS, BATCH = 6, 3
@@ -302,7 +303,7 @@ def test_the_operator_keeps_the_rules_of_custom_operators():
     N = D * 4 * G
     args = (random(T, B, D * I), random(B, D * H), random(B, D * H),
             [random(N, I), random(N, H), random(N, G), random(D * 4 * H, G)], [random(N), random(N), random(D * 4 * H)],
-            [], 4 * D, "tanh", torch.float64)
+            [], 4 * D, "tanh", torch.float64, torch.tensor([T - 1, 1]))
     torch.library.opcheck(scan.scan, args)
 
 
