@@ -30,6 +30,7 @@ import typer
 from data_prep import corpus
 from data_prep.corpus import SAMPLE_RATE, DataError, Row
 from data_prep.fetch import Progress, download, unpack
+from hlstm_src.errors import told
 
 
 @dataclass(frozen=True)
@@ -318,7 +319,7 @@ def main(
             info, built = prepare(out, archive, sha256=sha256, force=force, say=warn)
             verdict = "is ready" if built else "is up to date"
     except (DataError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {told(error)}", err=True)
         raise typer.Exit(1) from None
     typer.echo(f"{out} {verdict}\n{describe(info)}")
 

@@ -26,6 +26,7 @@ from data_prep.captions import describe, verify_corpus
 from data_prep.corpus import DataError, check_replaceable
 from data_prep.fetch import download, unpack_zip
 from data_prep.karpathy import prepare_folder
+from hlstm_src.errors import told
 
 MIN_COUNT = 5  # as NeuralTalk and NeuralTalk2
 
@@ -132,7 +133,7 @@ def main(
             info, built = prepare(out, captions, images, **options)
             verdict = "is ready" if built else "is up to date"
     except (DataError, OSError) as error:
-        for line in str(error).splitlines():
+        for line in told(error).splitlines():
             typer.echo(f"error: {line}", err=True)
         raise typer.Exit(1) from None
     typer.echo(f"{out} {verdict}\n{describe(info)}")

@@ -23,6 +23,7 @@ from data_prep.corpus import write_atomic
 from data_prep.fetch import Progress
 from hlstm_src.corpora import CaptionCorpus, CorpusError, Picture, UndecodablePicture
 from hlstm_src.encoders import Encoder, EncoderError, load_encoder
+from hlstm_src.errors import told
 
 BATCH = {"cpu": 4}  # pictures at a time; on a CPU large batches are slower, because they fall out of its cache
 
@@ -127,6 +128,15 @@ def store_features(
     return path, True
 
 
+def check_device(device: str) -> None:
+    """Raise EncoderError if torch cannot run on a device of this name here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise EncoderError(f"--device {device}: cannot be used here ({reason}); leave it out for the CPU") from None
+
+
 def main(
     corpus: Annotated[Path, typer.Option(help="A caption corpus, made by data_prep.karpathy or data_prep.coco.")],
     encoder: Annotated[str, typer.Option(help="vgg16, efficientnet_lite0 or tiny.")],
@@ -136,10 +146,11 @@ def main(
 ) -> None:
     """Store the features of every picture of a caption corpus."""
     try:
+        check_device(device)
         opened = CaptionCorpus(corpus)
         path, new = store_features(opened, load_encoder(encoder, weights, device), skip_broken=skip_broken)
     except (CorpusError, EncoderError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {told(error)}", err=True)
         raise typer.Exit(1) from None
     typer.echo(f"{path} {'is ready' if new else 'is up to date'}: {len(opened.pictures):,} pictures")
 

@@ -27,6 +27,7 @@ import typer
 from data_prep.captions import Scene, describe, plain_path, tokenize, verify_corpus, write_corpus
 from data_prep.corpus import DataError, sha256_of
 from data_prep.fetch import unpack
+from hlstm_src.errors import told
 
 SPLIT_OF = {"train": "train", "restval": "train", "val": "valid", "test": "test"}
 REMEDY = "correct the file or fetch it again"
@@ -288,7 +289,7 @@ def main(
                 raise DataError("give either --archive, or --captions and --images")
             verdict = "is ready" if built else "is up to date"
     except (DataError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {told(error)}", err=True)
         raise typer.Exit(1) from None
     typer.echo(f"{out} {verdict}\n{describe(info)}")
 

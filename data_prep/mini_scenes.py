@@ -24,7 +24,8 @@ import typer
 
 from data_prep import captions
 from data_prep.captions import write_corpus
-from data_prep.corpus import SPLITS, DataError
+from data_prep.corpus import SPLITS, DataError, check_replaceable
+from hlstm_src.errors import told
 
 SIDE = 64  # pixels
 FINE = 4  # every pixel is drawn as 4 x 4 points, for smooth edges
@@ -325,6 +326,7 @@ def generate(out: Path, seed: int = 0) -> tuple[dict, bool]:
     Raises:
         DataError: `out` holds something that is no mini caption corpus.
     """
+    check_replaceable(out, "mini_scenes")  # before the drawing, not after it
     out.resolve().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.resolve().parent, prefix=f".{out.name}-") as scratch:
         scenes = []
@@ -357,7 +359,7 @@ def main(
     try:
         info, new = generate(out, seed)
     except (DataError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {told(error)}", err=True)
         raise typer.Exit(1) from None
     typer.echo(f"{out} {'is ready' if new else 'is up to date'}\n{captions.describe(info)}")
 

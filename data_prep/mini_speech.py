@@ -29,6 +29,7 @@ import soxr
 import typer
 
 from data_prep.corpus import SAMPLE_RATE, SPLITS, DataError, Row, write_atomic, write_corpus
+from hlstm_src.errors import told
 
 PER_VOICE = {"train": 18, "valid": 12, "test": 12}
 PAUSE = 0.12  # seconds of quiet kept at either end
@@ -309,8 +310,8 @@ def main(
     """Generate the mini speech corpus with espeak-ng and flite."""
     try:
         info = generate(out.resolve(), seed)
-    except DataError as error:
-        typer.echo(f"error: {error}", err=True)
+    except (DataError, OSError) as error:
+        typer.echo(f"error: {told(error)}", err=True)
         raise typer.Exit(1) from None
     for split, total in info["splits"].items():
         seconds = f"{total['seconds']:.1f} s"

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from .errors import UserError
+from .errors import UserError, told
 
 TRAINED = Path(__file__).parent.parent / "results/desk/ds2-hlstm3-compact/seed0.safetensors"
 QUICK = TRAINED.parent.parent / "ds2-hlstm3-fast/seed0.safetensors"
@@ -48,7 +48,7 @@ def evaluate(model: Annotated[Path, typer.Argument(help="a .safetensors file tha
              corpus: Annotated[Path | None, typer.Option(help="its corpus, such as data/an4 or data/ucm")] = None,
              split: Annotated[str, typer.Option(help="train, valid or test")] = "test",
              limit: Annotated[int | None, typer.Option(min=1, help="only so many utterances or pictures")] = None,
-             show: Annotated[int, typer.Option(help="print so many transcripts or captions")] = 0):
+             show: Annotated[int, typer.Option(min=0, help="print so many transcripts or captions")] = 0):
     """Score a stored model on a corpus, a compact one on the engine."""
     from . import experiments
     from .masks import load_tensors
@@ -307,14 +307,18 @@ def doctor():
     for what, (there, without) in able.items():
         print(f"ok       {what}" if there else f"without  {what}: {without}")
     print(f"ok       {shutil.disk_usage(home()).free >> 30} GB free")
-    minis, ways = (MINI_SPEECH, MINI_SCENES), {"data/an4": "data_prep.an4", "data/coco": "data_prep.coco"}
-    for folder in dict.fromkeys(part.corpus for p in PROFILES.values() for part in (p.speech, p.captions, p.flowers)
-                                if part):
+    minis = MINI_SPEECH, MINI_SCENES
+    ways = {"data/an4": "data_prep.an4 --out data/an4", "data/coco": "data_prep.coco --out data/coco"}
+    users = {}                                                     # the profiles of each corpus
+    for p in PROFILES.values():
+        for folder in {part.corpus: None for part in (p.speech, p.captions, p.flowers) if part}:
+            users.setdefault(folder, []).append(p.name)
+    for folder, names in users.items():
         there = (place(folder) / "corpus.json").exists()
+        way = ways.get(folder, f"data_prep.karpathy --archive ARCHIVE --out {folder}")
         print(f"{'ok     ' if there else 'absent '}  corpus {folder}"
               + ("" if there else ": it comes with the code, restore it from git" if folder in minis else
-                 f": `python -m {ways.get(folder, 'data_prep.karpathy')} --out {folder}` (for the profiles desk and "
-                 "paper)"))
+                 f": `python -m {way}` (for the profile {' and '.join(names)})"))
     if missing:
         raise SystemExit(f"missing: {', '.join(missing)}; install with `pip install -r requirements.lock`")
     if not all((place(folder) / "corpus.json").exists() for folder in minis):
@@ -329,9 +333,9 @@ def main() -> None:
     """Runs the command line; what users can mend is one line on standard error and exit code 1, not a traceback."""
     try:
         app()
-    except (UserError, FileNotFoundError, ValueError) as error:
+    except (UserError, OSError, ValueError) as error:
         code = getattr(error, "exit_code", 1)
-        print(error if code == 130 else f"error: {error}", file=sys.stderr)
+        print(error if code == 130 else f"error: {told(error)}", file=sys.stderr)
         sys.exit(code)
     except ModuleNotFoundError as missing:
         extra = {"numba": "compact,bench", "soxr": "compact,bench", "onnx": "bench", "onnxruntime": "bench",

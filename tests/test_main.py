@@ -128,9 +128,14 @@ def test_run_report_and_evaluate_tell_the_same(call, corpus, tmp_path):
     code, out, _ = call("report", "--profile", "smoke")
     assert code == 0 and "ds2-lstm5" in out and f"{record.scores['wer']:.1f}" in out
 
+    assert call("evaluate", model, "--corpus", corpus, "--show", -1)[0] == 2
     pytest.importorskip("numba")
     packed = tmp_path / "small.compact"
     assert call("pack", model, packed)[0] == 0
+    code, _, err = call("pack", packed, tmp_path / "smaller.compact")
+    assert code == 1 and f"{packed}: a compact file already" in one_line(err)
+    code, _, err = call("pack", model, packed / "below")
+    assert code == 1 and f"{packed}: a file stands where a folder is needed" in one_line(err)
     code, _, err = call("evaluate", packed)
     assert code == 1 and f"{packed}: a recogniser is scored on a corpus" in one_line(err)
     code, out, _ = call("evaluate", packed, "--corpus", corpus, "--show", 1)
@@ -185,11 +190,11 @@ def test_doctor_tells_what_is_there_and_what_is_not(call, monkeypatch, tmp_path)
 
     (tmp_path / "data/an4/corpus.json").unlink()
     code, out, _ = call("doctor")
-    assert code == 0 and "absent   corpus data/an4: `python -m data_prep.an4 --out data/an4`" in out
+    assert code == 0 and "corpus data/an4: `python -m data_prep.an4 --out data/an4` (for the profile desk)" in out
 
     (tmp_path / "data/ucm/corpus.json").unlink()
     code, out, _ = call("doctor")
-    assert code == 0 and "absent   corpus data/ucm: `python -m data_prep.karpathy --out data/ucm`" in out
+    assert code == 0 and "corpus data/ucm: `python -m data_prep.karpathy --archive ARCHIVE --out data/ucm`" in out
 
     for mini in (profiles.MINI_SPEECH, profiles.MINI_SCENES):
         about = tmp_path / mini / "corpus.json"

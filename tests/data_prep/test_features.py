@@ -195,9 +195,13 @@ def test_the_command_line_reports_in_one_line(corpus):
     again = run(app, ["--corpus", str(corpus.folder), "--encoder", "tiny"])
     assert built.exit_code == 0 and "is ready: 21 pictures" in built.stdout and "is up to date" in again.stdout
     for arguments, what in ((["--corpus", "nowhere", "--encoder", "tiny"], "nowhere/corpus.json: no such file"),
-                            (["--corpus", str(corpus.folder), "--encoder", "resnet"], "encoder 'resnet': unknown")):
+                            (["--corpus", str(corpus.folder), "--encoder", "resnet"], "encoder 'resnet': unknown"),
+                            (["--corpus", str(corpus.folder), "--encoder", "tiny", "--device", "tpu"], "--device tpu"),
+                            (["--corpus", str(corpus.folder), "--encoder", "tiny", "--device", "cuda:99"],
+                             "--device cuda:99: cannot be used here")):
         done = run(app, arguments)
         assert done.exit_code == 1 and done.stderr.startswith("error: ") and what in done.stderr
+        assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.real

@@ -258,6 +258,8 @@ def test_the_command_line_builds_checks_and_reports(place, tmp_path):
     (tmp_path / "out/images/3.png").write_bytes(b"")
     for arguments, what in ((["--check"], "3.png: differs"), (["--captions", captions], "give either --archive"),
                             (["--archive", "nowhere.tar.gz"], "nowhere.tar.gz: no such file"),
+                            (["--archive", images], f"{images}: a folder; name a file"),
+                            (["--archive", "x.tar.gz", "--out", f"{captions}/below"], "where a folder is needed"),
                             (["--captions", captions, "--images", "none"], "none: no such folder")):
         done = run(*arguments)
         assert done.returncode == 1 and done.stderr.startswith("error: ") and what in done.stderr

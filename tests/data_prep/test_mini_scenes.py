@@ -180,7 +180,8 @@ def test_png_gives_the_pixels_back():
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(encode(image)))), image)
 
 
-def test_the_command_line_leaves_another_folder_alone(tmp_path):
+def test_the_command_line_leaves_another_folder_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(mini_scenes, "scene", None)                # nothing is drawn first
     app = Typer()
     app.command()(mini_scenes.main)
     (tmp_path / "corpus.json").write_text(json.dumps({"name": "ucm"}))

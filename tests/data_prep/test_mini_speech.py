@@ -138,6 +138,14 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.json"]
 
 
+def test_a_file_in_the_way_is_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(mini_speech, "engine_version", lambda engine: "0")
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(app(), ["--out", str(tmp_path / "file/below")])
+    assert result.exit_code == 1 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert "a file stands where a folder is needed" in result.stderr
+
+
 def test_failure_half_way_keeps_the_corpus_that_was_there(tmp_path, monkeypatch):
     out = tmp_path / "corpus"
     out.mkdir()
