@@ -160,7 +160,7 @@ def load(file: Path) -> tuple[nn.Module, dict[str, torch.Tensor], dict]:
     _, metadata = load_tensors(file)
     try:
         model = BENCHMARKS[metadata.get("benchmark", "speech")].make(**metadata["model"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: not a model file of this project ({error})") from None
     return model.eval(), load_model(file, model), metadata
 
@@ -174,8 +174,10 @@ def open_corpus(file: Path, folder: Path) -> SpeechCorpus | CaptionCorpus:
     """The corpus in that folder as a stored model wants it. Raises CorpusError, and ValueError for a damaged file."""
     metadata = load_tensors(file)[1]
     if metadata.get("benchmark") == "captions":
-        own = metadata["model"].get("encoder")                      # a large one that learnt reads pixels
-        return CaptionCorpus(folder, metadata["encoder"], pixels=own is not None)
+        model, encoder = metadata.get("model"), metadata.get("encoder")
+        if not (isinstance(model, dict) and isinstance(encoder, str)):
+            raise ValueError(f"{file}: not a model file of this project (no model or no encoder named)")
+        return CaptionCorpus(folder, encoder, pixels=model.get("encoder") is not None)         # a large one that learnt
     return SpeechCorpus(folder)
 
 

@@ -76,8 +76,9 @@ def grow(masks: ConnectionMasks, gradients: dict[str, Tensor], ratio: float, *, 
     if init not in INITS:
         raise ValueError(f"init={init!r}: choose one of {INITS}")
     for name, mask in masks.masks.items():
-        if name not in gradients or gradients[name].shape != mask.shape:
-            raise ValueError(f"gradients hold nothing of shape {tuple(mask.shape)} for {name}")
+        given = gradients.get(name)                                # None, where nothing was propagated back yet
+        if given is None or given.shape != mask.shape:
+            raise ValueError(f"gradients hold nothing of shape {tuple(mask.shape)} for {name}; call backward first")
     woken = 0
     for names in _groups(masks, per):
         scores = torch.cat([gradients[name].abs().flatten() for name in names])

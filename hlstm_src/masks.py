@@ -244,9 +244,11 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
         raise FileNotFoundError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})["json"])
+            metadata = json.loads((file.metadata() or {}).get("json", "null"))
+            if not isinstance(metadata, dict):
+                raise ValueError("without this project's metadata")
             return {name: file.get_tensor(name) for name in file.keys()}, metadata
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path}: damaged or not of this project ({error}); restore it or run again") from None
 
 

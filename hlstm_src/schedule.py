@@ -4,6 +4,7 @@ A schedule is told of the end of each epoch and decides what happens to the conn
 """
 
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from typing import ClassVar
 
 from torch import Tensor
@@ -121,8 +122,8 @@ class GrowPruneSchedule:
             raise ValueError(f"growth_epochs {self.growth_epochs} exceed train_epochs {self.train_epochs}")
         for name in ("train_epochs", "retrain_epochs", "growth_epochs", "rounds", "final_epochs", "patience"):
             least = int(name in ("train_epochs", "retrain_epochs"))
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} {getattr(self, name)} must be at least {least}")
+            if not isinstance(getattr(self, name), Integral) or getattr(self, name) < least:
+                raise ValueError(f"{name} {getattr(self, name)} must be a whole number and at least {least}")
         check("growth_ratio", self.growth_ratio, self.per)
         check("prune_ratio", self.prune_ratio, self.per, self.structure)
         if self.init not in INITS:

@@ -251,12 +251,16 @@ def test_log_probabilities_for_a_picture_are_the_models(results, corpus):
 
 
 @pytest.mark.parametrize("about", [{}, {"model": {"labels": 3, "width": 1}}, {"model": {"labels": 3, "cell": "rnn"}},
-                                   {"model": {"labels": 3, "layers": 1, "hidden": 4, "channels": 2}}])
+                                   {"model": {"labels": 3, "layers": 1, "hidden": 4, "channels": 2}},
+                                   {"model": []}, {"benchmark": "captions", "model": []}])
 def test_files_that_hold_no_model_are_refused_by_name(tmp_path, about):
     file = tmp_path / "other.safetensors"
     save_tensors(file, {"a": torch.zeros(2)}, about)
     with pytest.raises(ValueError, match="other.safetensors: "):
         experiments.load(file)
+    if about.get("benchmark") == "captions":
+        with pytest.raises(ValueError, match="other.safetensors: "):
+            experiments.open_corpus(file, tmp_path)
 
 
 def test_unknown_names_are_refused_with_the_choices():

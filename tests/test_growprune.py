@@ -284,6 +284,7 @@ def test_structures_on_a_dense_convolution_reach_the_share():
     (lambda m, g: grow(m, g, 0.5, init="random"), "init='random'"),
     (lambda m, g: grow(m, {}, 0.5), r"\(2, 3\) for m0"),
     (lambda m, g: grow(m, {"m0": torch.zeros(3, 2)}, 0.5), r"\(2, 3\) for m0"),
+    (lambda m, g: grow(m, {"m0": None}, 0.5), r"\(2, 3\) for m0; call backward first"),
     (lambda m, g: prune(m, -0.1), "pruning ratio -0.1"), (lambda m, g: prune(m, 0.5, per="all"), "per='all'"),
     (lambda m, g: prune(m, 0.5, structure="block4"), "structure='block4'.*'block16', 'balanced', 'row' or 'column'"),
     (lambda m, g: prune_to(m, 1.1), "density 1.1"), (lambda m, g: prune_to(m, {"*": 1.1}), "density 1.1"),
@@ -537,7 +538,7 @@ def test_a_run_can_be_stopped_and_resumed_after_any_epoch(scores, story):
 
 @pytest.mark.parametrize("options, words", [
     (dict(train_epochs=2, growth_epochs=3), "growth_epochs 3 exceed train_epochs 2"),
-    (dict(train_epochs=0, growth_epochs=0), "train_epochs 0"),
+    (dict(train_epochs=0, growth_epochs=0), "train_epochs 0"), (dict(train_epochs=4.5), "train_epochs 4.5"),
     (dict(train_epochs=4, retrain_epochs=0), "retrain_epochs 0"),
     (dict(train_epochs=4, growth_epochs=-1), "growth_epochs -1"), (dict(train_epochs=4, rounds=-1), "rounds -1"),
     (dict(train_epochs=4, final_epochs=-1), "final_epochs -1"),

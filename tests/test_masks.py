@@ -378,7 +378,7 @@ def test_damaged_and_foreign_files_are_refused_by_name(net, tmp_path):
     for foreign in (b"not a model\n", data[:8] + b"[" + data[9:], np.random.default_rng(0).bytes(4000), data + b"\0"):
         bad.write_bytes(foreign)
         refused(bad, net, "damaged", "run again")
-    for metadata in (None, {"other": "{}"}, {"json": "{"}):
+    for metadata in (None, {"other": "{}"}, {"json": "{"}, {"json": "[]"}):
         save_file({"x": torch.zeros(2, 2)}, bad, metadata=metadata)
         refused(bad, net, "not of this project")
     with pytest.raises(FileNotFoundError, match="missing"):
