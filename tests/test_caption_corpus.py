@@ -9,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from hlstm_src.corpora import END, UNKNOWN, CaptionCorpus, CorpusError, UndecodablePicture, Vocabulary
+from hlstm_src.corpora import END, UNKNOWN, CaptionCorpus, CorpusError, UndecodablePicture, Vocabulary, pixels
 from tests.captions import SIZES, make_corpus
 
 
@@ -157,3 +158,65 @@ def test_the_tiny_encoder_reads_pixels_and_the_others_are_asked_for(folder):
 def test_a_split_that_holds_nothing_is_refused(folder):
     with pytest.raises(CorpusError, match="no picture in dev; there are: test, train, valid"):
         CaptionCorpus(folder).split("dev")
+
+
+def test_how_long_captions_may_be_is_said_by_the_corpus(folder):
+    info = json.loads((folder / "corpus.json").read_text())
+    for about, longest in ((info | {"longest": 3}, 3), ({k: v for k, v in info.items() if k != "longest"}, 16)):
+        (folder / "corpus.json").write_text(json.dumps(about))
+        assert len(CaptionCorpus(folder).vocabulary.encode(["a"] * 40)) == longest
+
+
+def test_pixels_are_asked_of_large_encoders_alone(folder):
+    tiny = CaptionCorpus(folder, "tiny", pixels=True)
+    assert not tiny.pixels and not CaptionCorpus(folder, pixels=True).pixels
+    assert torch.equal(tiny.features(tiny.split("test")), CaptionCorpus(folder, "tiny").features(tiny.split("test")))
+
+
+def test_with_pixels_the_store_still_says_which_pictures_were_skipped(folder):
+    store(folder, skipped='["train-01"]')
+    corpus = CaptionCorpus(folder, "vgg16", pixels=True)
+    assert corpus.pixels and corpus.width == 7 and corpus.encoder_info["encoder"] == "vgg16"
+    assert "train-01" not in {p.id for p in corpus.split("train")}
+    with pytest.raises(CorpusError, match="train-01.png: the encoder vgg16 skipped this picture"):
+        corpus.features(CaptionCorpus(folder).pictures[:2])
+
+
+def test_pixels_that_were_stored_are_read_from_there(folder):
+    rows = torch.randint(256, (21, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    store(folder, "tiny", encoder="tiny")
+    path = folder / "features/tiny.safetensors"
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    save_file({"features": rows}, path, metadata=about)
+    corpus = CaptionCorpus(folder, "tiny")
+    assert torch.equal(corpus.feature(corpus.pictures[5]), rows[5].float() / 255)
+
+
+def test_every_picture_becomes_a_square_of_three_colours(folder):
+    corpus = CaptionCorpus(folder)
+    first, second = corpus.split("train", limit=2)
+    Image.new("L", (10, 20), 77).save(first.path)
+    Image.new("RGBA", (64, 32), (1, 2, 3, 4)).save(second.path)
+    for picture in (first, second):
+        digest = hashlib.sha256(picture.path.read_bytes()).hexdigest()
+        rewrite(folder, "manifest.csv", lambda t, old=picture.sha256, new=digest: t.replace(old, new))
+    corpus = CaptionCorpus(folder)
+    for picture, colour in zip(corpus.pictures, ((77, 77, 77), (1, 2, 3))):
+        seen = pixels(corpus.image(picture))
+        assert seen.shape == (3, 64, 64) and seen.dtype == torch.uint8
+        assert all((channel == value).all() for channel, value in zip(seen, colour, strict=True))
+
+
+def test_small_detail_is_averaged_rather_than_picked():
+    stripes = np.zeros((256, 256, 3), np.uint8)
+    stripes[:, ::2] = 200
+    seen = pixels(Image.fromarray(stripes)).float()
+    assert (seen - 100).abs().max() < 30
+
+
+def test_a_picture_too_large_to_be_meant_is_one_that_does_not_decode(folder, monkeypatch):
+    corpus = CaptionCorpus(folder)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)           # Pillow refuses more than twice as many
+    with pytest.raises(UndecodablePicture, match="'train-00' does not decode"):
+        corpus.image(corpus.pictures[0])

@@ -169,3 +169,9 @@ def test_without_a_generator_the_shortest_come_first_and_with_one_each_epoch_dif
     generator = torch.Generator().manual_seed(0)
     first, second = (length_batches(seconds, 8, generator) for _ in range(2))
     assert first != second and {frozenset(b) for b in first} != {frozenset(b) for b in second}
+
+
+def test_lengths_that_are_near_meet_different_neighbours():
+    met = {frozenset(map(frozenset, length_batches([1.0, 1.05, 1.1, 1.15], 2, torch.Generator().manual_seed(seed))))
+           for seed in range(50)}
+    assert len(met) == 3                                           # all ways to make two pairs of four

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -118,6 +119,18 @@ def test_what_is_no_number_is_neither_made_nor_saved(bad, where, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["r.json"]
 
 
+def test_what_no_record_may_hold_is_not_saved(tmp_path):
+    record = make()
+    record.phases[0].density = 1.5
+    with pytest.raises(RecordError, match="r.json: phases.0.density: .*; nothing was written"):
+        record.save(tmp_path / "r.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_letters_of_any_alphabet_can_be_read_in_the_file(tmp_path):
+    assert '"title": "Größe ≤ 3"' in make(title="Größe ≤ 3").save(tmp_path / "r.json").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 @pytest.mark.parametrize("crash", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_crash_while_writing_leaves_the_old_record_whole(step, crash, tmp_path, monkeypatch):
@@ -165,10 +178,19 @@ def edit(path, change):
         (lambda data: data["history"][0].update(loss=math.nan), "history.0.loss: "),
         (lambda data: data["counts"]["cell"].update(nonzero_params=101), "counts.cell: nonzero_params"),
         (lambda data: data["provenance"].update(started="2026-01-31T12:00:00"), "provenance.started: "),
+        (lambda data: data["provenance"].update(started="2026-01-31T12:00:00+01:00"), "provenance.started: "),
         (lambda data: data["phases"][0].update(density=1.5), "phases.0.density: "),
+        (lambda data: data["history"][0].update(density=1.5), "history.0.density: "),
+        (lambda data: data["history"][0].update(densities={"w": -0.1}), "history.0.densities.w: "),
+        (lambda data: data["counts"]["model"].update(nonzero_macs=101), "counts.model: nonzero_macs is larger than"),
+        (lambda data: data["counts"]["model"].update(nonzero_flops=201), "counts.model: nonzero_flops is larger than"),
+        (lambda data: data["latency"][0].update(threads=0), "latency.0.threads: "),
+        (lambda data: data["latency"][0].update(microseconds=0), "latency.0.microseconds: "),
+        (lambda data: [data.pop(name) for name in ("title", "key", "seed")], "seed: Field required (and 2 more)"),
         (lambda data: data.update(profile="huge"), "profile: "),
         (lambda data: data.update(schema_version=2), "update the code"),
         (lambda data: data.update(schema_version=0), "schema_version: 0"),
+        (lambda data: data.update(schema_version=0), "run the experiment again"),
         (lambda data: data.pop("schema_version"), "schema_version: None"),
         (lambda data: data.update(schema_version=True), "schema_version: True"),
     ],
@@ -217,6 +239,8 @@ def test_paths_keep_scratch_and_kept_records_apart(tmp_path, monkeypatch):
     assert records.path_of("a", "desk", 0, tmp_path) == tmp_path / "results/desk/a/seed0.json"
     monkeypatch.delenv("HLSTM_RESULTS")
     assert records.path_of("a", "desk", 0) == records.ROOT / "results/desk/a/seed0.json"
+    monkeypatch.setenv("HLSTM_RESULTS", "")                                     # as if it were not set
+    assert records.path_of("a", "desk", 0) == records.ROOT / "results/desk/a/seed0.json"
     # Where only the package is installed, nothing is written beside it.
     monkeypatch.setattr(profiles, "ROOT", tmp_path / "site-packages")
     monkeypatch.chdir(tmp_path)
@@ -226,7 +250,8 @@ def test_paths_keep_scratch_and_kept_records_apart(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "profile", "seed"), [("../a", "desk", 0), ("", "desk", 0), ("a", "big", 0), ("a", "desk", -1)]
+    ("name", "profile", "seed"), [("../a", "desk", 0), ("", "desk", 0), ("a", "big", 0), ("a", "desk", -1),
+                                  ("a/../../b", "desk", 0), ("a\n", "desk", 0)]
 )
 def test_a_name_that_is_no_run_has_no_path(name, profile, seed):
     with pytest.raises(RecordError):
@@ -245,6 +270,13 @@ def test_find_gives_the_records_of_one_profile_in_order(tmp_path):
     found = [(record.experiment, record.seed) for record in records.find("smoke", root=tmp_path)]
     assert found == [("a", 0), ("b", 9), ("b", 10)]
     assert [record.seed for record in records.find("smoke", "b", tmp_path)] == [9, 10]
+
+
+def test_find_leaves_other_files_beside_the_records_alone(tmp_path):
+    path = make().save(records.path_of("ds2-lstm5", "smoke", 0, tmp_path))
+    (path.parent / "notes.json").write_text("no record")
+    (path.parent.parent / "seed1.json").write_text("no record")
+    assert [record.seed for record in records.find("smoke", root=tmp_path)] == [0]
 
 
 def test_find_refuses_a_record_in_the_place_of_another(tmp_path):
@@ -270,6 +302,22 @@ def test_the_fingerprint_sees_recipe_corpus_and_code_and_nothing_else(tmp_path):
         new.write_bytes(old.read_bytes())
     here = records.fingerprint({}, "corpus", [one, two])
     assert here == records.fingerprint({}, "corpus", moved)
+    apart = tmp_path / "z/one.py", tmp_path / "y/two.py"                        # the folders sort the other way round
+    for old, new in zip((one, two), apart, strict=True):
+        new.parent.mkdir()
+        new.write_bytes(old.read_bytes())
+    assert here == records.fingerprint({}, "corpus", apart)
+
+
+def test_code_that_moves_to_another_file_changes_the_fingerprint(tmp_path):
+    one, two = tmp_path / "one.py", tmp_path / "two.py"
+
+    def found(first, second, files=(one, two)):
+        for file, text in zip(files, (first, second), strict=True):
+            file.write_text(text)
+        return records.fingerprint({}, "corpus", files)
+    assert len({found("a\nb\n", "c\n"), found("a\n", "b\nc\n"), found("", "a\nb\nc\n"),
+                found("a\nb\n", "c\n", (one, tmp_path / "zwei.py"))}) == 4
 
 
 def test_provenance_holds_no_folder_of_this_machine(monkeypatch):
@@ -283,6 +331,8 @@ def test_provenance_holds_no_folder_of_this_machine(monkeypatch):
     assert taken.cores >= 1 and taken.threads >= 1 and taken.cpu
     assert taken.versions["python"] == ".".join(map(str, sys.version_info[:3]))
     assert {"torch", "numpy"} <= set(taken.versions)
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    assert records.provenance("an4", "4" * 64).command == "a notebook"
 
 
 def test_provenance_names_the_commit_and_a_changed_tree(tmp_path, monkeypatch):
@@ -311,6 +361,7 @@ def test_closing_keeps_the_start_and_counts_the_time():
     closed = taken.closed(12.5, "bf16")
     assert closed.started == taken.started and closed.ended > taken.ended
     assert (closed.seconds, closed.precision) == (12.5, "bf16")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", closed.ended)        # to the second
 
 
 def test_the_module_itself_does_not_load_torch():

@@ -1,0 +1,28 @@
+"""Files that are written whole: beside their place, under a name that nobody else has."""
+
+import pytest
+
+from hlstm_src.files import replacing
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    path = tmp_path / "a" / "b.json"
+    with replacing(path) as first, replacing(path) as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+        assert not path.exists()
+        for part in (first, second):                               # one file system, so that one takes another's place
+            assert part.parent == path.parent and part.name.startswith(".") and part.suffix == ".part"
+    assert path.read_text() == "first" and list(path.parent.iterdir()) == [path]     # it ended last
+
+
+def test_an_error_leaves_what_was_there(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("before")
+    for write in (True, False):
+        with pytest.raises(ZeroDivisionError), replacing(path) as part:
+            if write:
+                part.write_text("half")
+            raise ZeroDivisionError
+        assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
