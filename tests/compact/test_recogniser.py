@@ -1,7 +1,9 @@
 """The recogniser without torch: the same probabilities and texts as the model that it was packed from."""
 
+import hashlib
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +27,7 @@ from hlstm_src.deepspeech2 import DeepSpeech2
 from hlstm_src.errors import UserError
 from hlstm_src.growprune import prune
 from hlstm_src.masks import ConnectionMasks, load_tensors, save_model, save_tensors
+from tests import recorded
 
 ROOT = Path(__file__).parents[2]
 KINDS = {"lstm": {"cell": "lstm"}, "gru": {"cell": "gru"}, "hlstm": {"cell": "hlstm", "activation": "tanh"},
@@ -97,6 +100,36 @@ def test_a_packed_file_says_the_same_and_is_smaller(folder, tmp_path):
     found = sizes(source)
     assert found["compact int8"] < found["compact fp16"] < found["compact fp32"] < found["fp32, zeros too"]
     assert list(folder.glob("*.part")) == [] and list(folder.glob(".*")) == []
+
+
+def test_a_packed_file_says_where_it_comes_from_and_only_scores_that_are_its_own(folder, tmp_path):
+    source = shutil.copy(folder / "lstm.safetensors", tmp_path / "seed3.safetensors")
+    record = recorded.make("ds2-lstm5", "smoke", 3)
+    for known in (False, True):
+        if known:
+            record.save(source.with_suffix(".json"))
+        for values in ("fp32", "fp16", "int8"):
+            pack(source, tmp_path / values, values)
+            about = load_tensors(tmp_path / values)[1]
+            assert about["provenance"]["source_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+            assert about["provenance"].get("commit") == (record.provenance.commit if known else None)
+            # Eight bits round once more: the record's scores are not those of that file.
+            assert about.get("scores") == (record.scores if known and values != "int8" else None)
+    assert pack(source, tmp_path / "usual") == (tmp_path / "fp16").stat().st_size
+
+
+def test_what_cannot_be_packed_is_refused_and_nothing_written(folder, tmp_path):
+    with pytest.raises(ValueError, match="a folder; name the file to write in it"):
+        pack(folder / "lstm.safetensors", tmp_path)
+    source = shutil.copy(folder / "lstm.safetensors", tmp_path / "model")
+    (tmp_path / "link").symlink_to(source)
+    with pytest.raises(ValueError, match="take the place of the trained model"):
+        pack(source, tmp_path / "link")
+    toy = experiments.recipe("toy-dense", "smoke")
+    save_model(tmp_path / "toy", experiments.ToyModel(**toy.model), None, {"benchmark": "toy", "model": toy.model})
+    with pytest.raises(ValueError, match="toy: neither a recogniser nor a captioner"):
+        pack(tmp_path / "toy", tmp_path / "packed")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "model", "toy"]
 
 
 def test_neither_loading_nor_transcribing_imports_torch(folder, tmp_path):
