@@ -80,6 +80,14 @@ def test_which_compact_model_counts_is_decided_on_the_validation_speakers(tmp_pa
     assert table.notes[3].endswith(f"and ds2-hlstm3-{chosen}.")
 
 
+def test_the_mean_of_more_seeds_goes_before_that_of_fewer(tmp_path):
+    for name, rates in (("compact", [18.0, 17.0]), ("compact-whole", [19.0, 18.0]), ("compact-fast", [9.0])):
+        for seed, wer in enumerate(rates):
+            record = make(f"ds2-hlstm3-{name}", "desk", seed, 40, valid_scores={"wer": wer})
+            record.save(records.path_of(record.experiment, "desk", seed, tmp_path))
+    assert st.preferred(st.COMPACT, tmp_path) == "ds2-hlstm3-compact"
+
+
 def test_error_rates_are_compared_on_the_same_utterances():
     """Where one is worse by one word in every utterance, no draw of utterances can say otherwise."""
     texts = ["A B C D", "E F G H", "I J K L", "M N O P"]
