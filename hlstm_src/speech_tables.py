@@ -206,8 +206,8 @@ def tab_ds2_claims(root: str | Path | None = None, profile: str = RECORDED) -> T
              "A smaller or quicker model meets a claim only if its word error rate is no higher, in the mean of seeds.",
              "In brackets: what other utterances of these speakers could make of the difference (95 %, both networks "
              "hear the same ones); \"within chance\" where none at all is among that.",
-             "Accurate and compact: of those pruned in rounds, gradually, with their convolutions or in blocks, the ones "
-             "with most seeds, and of these the ones that hear the validation speakers best, "
+             "Accurate and compact: of those pruned in rounds, gradually, with their convolutions or in blocks, the "
+             "ones with most seeds, and of these the ones that hear the validation speakers best, "
              f"{accurate} and {compact}.",
              "Time: whole utterances, one by one on one thread, each network on its quickest engine."]
     for cell in ("LSTM", "H-LSTM"):
