@@ -7,7 +7,7 @@ PORT    ?= 8000
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-PROFILES := smoke laptop desk paper
+PROFILES := smoke laptop desk wide paper
 
 ifeq ($(filter $(PROFILE),$(PROFILES)),)
 $(error PROFILE=$(PROFILE) is unknown; choose one of: $(PROFILES))
@@ -26,7 +26,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 .PHONY: help book test real lint fix lock serve clean env
 
 help: ## list the targets
-	@echo "usage: make TARGET [PROFILE=smoke|laptop|desk|paper] [JOBS=2]"
+	@echo "usage: make TARGET [PROFILE=smoke|laptop|desk|wide|paper] [JOBS=2]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 book: $(ENV) ## run the chapters and build the HTML book (PROFILE, JOBS)

@@ -5,7 +5,7 @@
 # A chapter says in its notebook's metadata what it needs: {"hlstm": {"runs": [...], "corpora": [...]}}.
 # What it imports is read from its code. A run depends on the training code alone, and decides by the
 # key in its record whether it has anything to do; so a record is updated here, never deleted first.
-# Records of desk and paper are history: made when missing, otherwise never touched.
+# Records of desk, wide and paper are history: made when missing, otherwise never touched.
 import sys
 
 sys.path.insert(0, workflow.basedir)
@@ -43,7 +43,7 @@ def chapter_inputs(wildcards):
 wildcard_constraints:
     page="book/.+",
     profile="smoke|laptop",
-    kept="desk|paper",
+    kept="desk|wide|paper",
     experiment="[a-z0-9][a-z0-9_.-]*",
     seed=r"\d+",
 

@@ -21,7 +21,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
                   help="Grow and Prune LSTMs: run and read the experiments of the book.")
 benches = typer.Typer(no_args_is_help=True, help="Measure speed: contestants take turns, ratios are printed.")
 app.add_typer(benches, name="bench")
-ProfileOption = Annotated[str, typer.Option(help="smoke, laptop, desk or paper")]
+ProfileOption = Annotated[str, typer.Option(help="smoke, laptop, desk, wide or paper")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="also write the timings to this file")]
 
 

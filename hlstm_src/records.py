@@ -158,7 +158,7 @@ class RunRecord(_Part):
     """One run. Scores are in percent where the field's habit is percent (WER, CER)."""
     schema_version: Literal[1] = SCHEMA_VERSION
     experiment: Name
-    profile: Literal["smoke", "laptop", "desk", "paper"]
+    profile: Literal["smoke", "laptop", "desk", "wide", "paper"]
     seed: Natural
     title: str
     key: str

@@ -80,8 +80,8 @@ def test_every_command_has_help(words, told):
 
 @pytest.mark.parametrize("words, told", [
     (["run", "ds3"], "experiment 'ds3': choose one of ds2-lstm5, ds2-lstm4, ds2-gru4"),
-    (["run", "ds2-lstm5", "--profile", "huge"], "profile 'huge': choose one of smoke, laptop, desk, paper"),
-    (["report", "--profile", "huge"], "choose one of smoke, laptop, desk, paper"),
+    (["run", "ds2-lstm5", "--profile", "huge"], "profile 'huge': choose one of smoke, laptop, desk, wide, paper"),
+    (["report", "--profile", "huge"], "choose one of smoke, laptop, desk, wide, paper"),
     (["run", "ds2-lstm5", "--profile", "smoke", "--seed", "-1"], "seed -1"),
 ])
 def test_unknown_names_are_one_line_that_lists_the_choices(call, words, told):

@@ -28,10 +28,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from . import lstm, paper
 def run(name, profile, seed=0):
-    folder = "results" if profile in ("desk", "paper") else "results/local"
+    folder = "results" if profile in ("desk", "wide", "paper") else "results/local"
     path = Path(__file__).parents[1] / folder / profile / name / f"seed{seed}.json"
     key = f"width {lstm.WIDTH}"
-    if path.exists() and (key in path.read_text() or profile in ("desk", "paper")):
+    if path.exists() and (key in path.read_text() or profile in ("desk", "wide", "paper")):
         return key
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(key)

@@ -232,7 +232,7 @@ def test_paths_keep_scratch_and_kept_records_apart(tmp_path, monkeypatch):
     at = {profile: records.path_of("ds2-lstm5", profile, 3, tmp_path) for profile in records.PROFILES}
     for profile in ("smoke", "laptop"):
         assert at[profile] == tmp_path / "results/local" / profile / "ds2-lstm5/seed3.json"
-    for profile in ("desk", "paper"):
+    for profile in ("desk", "wide", "paper"):
         assert at[profile] == tmp_path / "results" / profile / "ds2-lstm5/seed3.json"
     monkeypatch.setenv("HLSTM_RESULTS", str(tmp_path / "elsewhere"))
     assert records.path_of("a", "desk", 0) == tmp_path / "elsewhere/desk/a/seed0.json"

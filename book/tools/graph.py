@@ -18,17 +18,17 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("hlstm_src", "data_prep")
-PROFILES = ("smoke", "laptop", "desk", "paper")
-KEPT = ("desk", "paper")  # their records are history: never made anew by the pipeline
+PROFILES = ("smoke", "laptop", "desk", "wide", "paper")
+KEPT = ("desk", "wide", "paper")  # their records are history: never made anew by the pipeline
 NOT_PAGES = ("tools", "__pycache__", ".ipynb_checkpoints")  # folders of book/ that are no part of the site
 # Where the corpus of each kind lies, by profile; a test holds this to hlstm_src/profiles.py.
 CORPORA = {
     "speech": {"smoke": "data_prep/mini/speech", "laptop": "data_prep/mini/speech",
-               "desk": "data/an4", "paper": "data/an4"},
+               "desk": "data/an4", "wide": "data/an4", "paper": "data/an4"},
     "captions": {"smoke": "data_prep/mini/scenes", "laptop": "data_prep/mini/scenes",
-                 "desk": "data/ucm", "paper": "data/coco"},
+                 "desk": "data/ucm", "wide": "data/ucm", "paper": "data/coco"},
     "flowers": {"smoke": "data_prep/mini/scenes", "laptop": "data_prep/mini/scenes",
-                "desk": "data/flowers", "paper": "data/coco"},
+                "desk": "data/flowers", "wide": "data/flowers", "paper": "data/coco"},
 }
 # The kind of corpus that an experiment is trained on, by the first part of its name; None where there are no files.
 TRAINED_ON = {"ds2": "speech", "nt": "captions", "toy": None}
