@@ -217,8 +217,10 @@ class HLSTM(nn.Module):
         """One layer: x (T, B, I), h and c (D, B, H) -> merged output, h_n and c_n (D, B, H)."""
         xs = [x, flip(x, lengths)] if self.bidirectional else [x]
         weights = [self.weights(k, reverse, whole=True) for reverse in (False, True)[:self.directions]]
-        scan = self._plain if self.gate_layers == 0 else self._hidden
-        hs, cn = scan(k, xs, h, c, weights, lengths, with_state)   # hs: per direction (T, B, H); cn (D, B, H)
+        low = F.linear(x[:1, :1], weights[0].ih[:1]).dtype         # of products: bfloat16 under autocast
+        args = xs, h, c, weights, lengths
+        own = self.gate_layers > 0 or _slow_way_back(weights[0].hh, low)
+        hs, cn = self._steps(*args, low) if own else self._plain(k, *args, with_state)   # by direction: (T, B, H)
         hn = torch.stack([at_end(s, lengths) for s in hs])
         if lengths is not None:
             hs = [s * alive(s, lengths) for s in hs]
@@ -227,9 +229,10 @@ class HLSTM(nn.Module):
             return (hs[0] + hs[1] if self.merge == "sum" else torch.cat(hs, dim=2)), hn, cn
         return hs[0], hn, cn
 
-    def _hidden(self, k, xs, h, c, weights, lengths, with_state):
-        weights = [_even(w, self.widths) for w in weights] if self.uneven else weights
-        probe, units = F.linear(xs[0][:1, :1], weights[0].ih[:1]), sum(len(w.ih) for w in weights)
+    def _steps(self, xs, h, c, weights, lengths, low):
+        """A layer by `scan`."""
+        weights = [_even(w, self.widths) for w in weights] if self.uneven and self.gate_layers else weights
+        probe, units = xs[0].new_empty(0, dtype=low), sum(len(w.ih) for w in weights)
         noise = self.noise((*xs[0].shape[:2], units), probe) if self.training and self.gate_dropout else []
         size = weights[0].hh.numel() + sum(block.numel() for blocks, _ in weights[0].gates for block in blocks)
         if size < APART or probe.device.type != "cpu":
@@ -304,6 +307,13 @@ class HLSTM(nn.Module):
     def extra_repr(self) -> str:
         text = f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, gate_layers={self.gate_layers}"
         return text + (f", bidirectional, merge={self.merge}" if self.bidirectional else "")
+
+
+def _slow_way_back(hh: Tensor, low: torch.dtype) -> bool:
+    """Whether PyTorch's own LSTM would take far longer for its way back than `scan` does: it does on a CPU under
+    bfloat16 autocast, if the matrix of h is large."""
+    large = hh.device.type == "cpu" and hh.numel() >= APART
+    return large and low == torch.bfloat16 != hh.dtype and torch.is_grad_enabled()
 
 
 def _packed_like(packed: PackedSequence, x: Tensor, lengths: Tensor) -> PackedSequence:

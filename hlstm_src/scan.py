@@ -100,10 +100,11 @@ def add_outer(total: Tensor, d: Tensor, a: Tensor, groups: int) -> None:
 def scan(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], biases: list[Tensor], noise: list[Tensor],
          stacks: int, activation: str, low: torch.dtype, ends: Tensor | None
          ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """All steps of an H-LSTM layer.
+    """All steps of an H-LSTM layer, or of an LSTM's.
 
     x (T, B, D*I). h, c (B, D*H). weights: of x (N*G, I), of h (N*G, H), of the layers behind the first hidden one
-    (N*G, G), the last of them (D*4H, G). biases: (N*G) of the hidden layers, (D*4H) of the gates; may be empty.
+    (N*G, G), the last of them (D*4H, G); an LSTM's: (D*4H, I) and (D*4H, H) alone. biases: (N*G) of the hidden layers,
+    (D*4H) of the gates; may be empty.
     noise: a dropout factor (T, B, N*G) for each hidden layer, or empty. stacks = N.
     low: the type of products and hidden layers, such as bfloat16 under autocast. States, gates and element-wise work
     keep the type of c, since it sums over many steps.
@@ -137,11 +138,13 @@ def scan(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], biases: list[Te
                              compiled.gates.ACTIVATIONS.index(activation), _numpy(hidden_here[0]), *fields)
             h, c = hs[here][-1], cs[-1]
         for t in () if compiled else range(len(cs)):
-            z, a = (recur(h.to(low)), projected[t]), hidden_here[0, t]
-            if fused and low == torch.bfloat16:                    # of float32, PyTorch's own tanh is quicker
-                fused.hidden(*map(_numpy, (*z, a)), fused.ACTIVATIONS.index(activation), *ALONE)
+            z = recur(h.to(low)), projected[t]
+            if not layers:                                         # an LSTM: summed in the type of the gates
+                z = z[0].to(c.dtype).add_(z[1])
+            elif fused and low == torch.bfloat16:                  # of float32, PyTorch's own tanh is quicker
+                fused.hidden(*map(_numpy, (*z, a := hidden_here[0, t])), fused.ACTIVATIONS.index(activation), *ALONE)
             else:
-                IN_PLACE[activation](torch.add(*z, out=a))
+                a = IN_PLACE[activation](torch.add(*z, out=hidden_here[0, t]))
             for j, layer in enumerate(layers):
                 if j:
                     a = IN_PLACE[activation](hidden_here[j, t].copy_(z))

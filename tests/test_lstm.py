@@ -208,12 +208,15 @@ HIDDEN += [dict(gate_layers=1, gate_width=(2, 5, 3, 1)),
            dict(gate_layers=3, gate_width=dict(i=1, f=2, g=4, o=3), bidirectional=True, merge="sum", activation="elu"),
            dict(gate_layers=2, gate_width=[6, 1, 2, 2], bias=False, num_layers=2, gate_dropout_per="step"),
            dict(gate_layers=2, shared_hidden=True, gate_dropout_per="step", bidirectional=True, activation="tanh")]
+SCANNED = [dict(gate_layers=0, num_layers=2), dict(gate_layers=0, bias=False, gate_width=(2, 5, 3, 1)),
+           dict(gate_layers=0, bidirectional=True, merge="sum")]     # LSTMs, which `scan` runs where they are large
 
 
-@pytest.mark.parametrize("options", HIDDEN, ids=lambda o: "-".join(str(v) for v in o.values()))
+@pytest.mark.parametrize("options", HIDDEN + SCANNED, ids=lambda o: "-".join(str(v) for v in o.values()))
 @pytest.mark.parametrize("gate_dropout", [0.0, 0.4])
 @pytest.mark.parametrize("padded", [False, True])
 def test_the_fast_layer_is_the_readable_definition(options, gate_dropout, padded, monkeypatch):
+    monkeypatch.setattr(lstm, "_slow_way_back", lambda *_: True)
     layer = HLSTM(*SIZES, gate_dropout=gate_dropout, **options).double()
     whole = padded == bool(gate_dropout)                               # all 6 steps at once, or 4 and then 2
     monkeypatch.setattr(scan, "STRETCH", (STEPS * BATCH if whole else 4 * BATCH - 1, 0))
@@ -470,8 +473,9 @@ def test_dropout_acts_between_layers_only(gate_layers):
     (dict(gate_layers=1, activation="tanh"), 0.03),
     (dict(gate_layers=2, activation="tanh", gate_dropout=0.2), 0.03), (dict(gate_layers=1), 0.15)],
     ids=["plain", "tanh", "tanh-2-dropout", "relu"])
+@pytest.mark.parametrize("large", [False, True])                   # of which a plain LSTM is `scan`'s, too
 @pytest.mark.parametrize("padded", [False, True])
-def test_bfloat16_is_close_to_float32(options, within, padded, monkeypatch):
+def test_bfloat16_is_close_to_float32(options, within, padded, large, monkeypatch):
     """Outputs and states within 0.02, every gradient within 3 % of its norm, over 60 steps.
 
     With ReLU within 15 %: rounding puts some hidden units on the other side of zero, in `unroll` just as here.
@@ -480,6 +484,7 @@ def test_bfloat16_is_close_to_float32(options, within, padded, monkeypatch):
     x = torch.randn(60, 4, 20, requires_grad=True)
     lengths = torch.tensor([60, 31, 44, 2]) if padded else None
     monkeypatch.setattr(scan, "STRETCH", (80, 80 if padded else 1024))         # 20 steps each
+    monkeypatch.setattr(lstm, "APART", 0 if large else lstm.APART)
 
     def run(enabled):
         torch.manual_seed(3)
