@@ -68,6 +68,7 @@ def compare(
     columns: Iterable[Column],
     profile: str | None,
     root: str | Path | None = None,
+    recorded: str = RECORDED,
 ) -> Table:
     """The paper, the recorded runs and this run side by side.
 
@@ -77,15 +78,16 @@ def compare(
             baseline of the compression.
         profile: that of "this run"; where it is the recorded one, the two groups are one. None: the
             recorded runs alone.
+        recorded: the profile of the recorded runs.
         root: repository of the records, as `records.path_of` takes it.
     """
     rows = [(*row, None)[:4] for row in rows]
     baseline = next(experiment for _, _, experiment, _ in rows if experiment)
     columns = list(columns)
     told = [c for c in columns if any(m and c.paper in paper.model(benchmark, m).figures for _, m, _, _ in rows)]
-    groups = {RECORDED: f"recorded ({RECORDED})"}
-    if profile == RECORDED:
-        groups = {RECORDED: f"recorded ({RECORDED}), this run"}
+    groups = {recorded: f"recorded ({recorded})"}
+    if profile == recorded:
+        groups = {recorded: f"recorded ({recorded}), this run"}
     elif profile:
         groups[profile] = f"this run ({profile})"
     shown = {g: [c for c in columns if c.main or g not in records.LOCAL] for g in groups}

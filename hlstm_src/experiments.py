@@ -2,7 +2,7 @@
 
     record = run("ds2-lstm5", "laptop", seed=0)
 
-returns the record if it is up to date and otherwise trains. Records of the profiles desk and paper are history: they
+returns the record if it is up to date and otherwise trains. Records of desk, wide and paper are history: they
 are made anew only with `force=True`.
 """
 

@@ -26,6 +26,7 @@ from .tables import MISSING, RECORDED, Table, factor, percent, spread
 
 BASELINE, DENSE, ACCURATE, COMPACT = "ds2-lstm5", "ds2-hlstm3", "ds2-hlstm3-gp", "ds2-hlstm3-compact"
 FAST = "ds2-hlstm3-fast"
+WIDE = "wide"          # the profile whose recognisers are as wide as the paper's
 WAYS = {"-gp-gradual": "gradually", "-whole": "gradually, convolutions, too", "-fast": "in blocks"}   # else in rounds
 
 SPEECH = (
@@ -81,6 +82,15 @@ def tab_ds2_training(profile: str, root: str | Path | None = None) -> Table:
             ("small LSTM, dense", None, "ds2-small-lstm"), ("small H-LSTM, dense", None, "ds2-small-hlstm")]
     return compare("tab-ds2-training", "Ways to a small recogniser", "deepspeech2", rows,
                    [SIZE, COMPRESSION, WER, CER, WORDS], profile if profile in records.KEPT else None, root)
+
+
+def tab_ds2_wide(root: str | Path | None = None) -> Table:
+    """The recognisers that are as wide as the paper's (`tab-ds2-wide`), from the records of the profile `wide`."""
+    rows = [("LSTM x5, dense", "baseline", BASELINE),
+            ("grown, pruned gradually: accurate", "accurate", f"{DENSE}-gp-gradual"),
+            ("grown, pruned gradually: compact", "compact", f"{COMPACT}-gp-gradual")]
+    return compare("tab-ds2-wide", f"Recognisers {PROFILES[WIDE].speech.hidden} wide", "deepspeech2", rows,
+                   [*SPEECH, WORDS], None, root, recorded=WIDE)
 
 
 def tab_ds2_tuning(root: str | Path | None = None, profile: str = RECORDED) -> Table:

@@ -340,7 +340,7 @@ def test_make_help_lists_every_target(root):
 
 def test_make_refuses_an_unknown_profile(root):
     done = subprocess.run(["make", "book", "PROFILE=huge"], cwd=root, capture_output=True, text=True)
-    assert done.returncode != 0 and "smoke laptop desk paper" in done.stderr
+    assert done.returncode != 0 and "smoke laptop desk wide paper" in done.stderr
 
 
 def test_make_says_when_there_is_no_python(small):

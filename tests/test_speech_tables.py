@@ -138,3 +138,16 @@ def test_recipes_that_were_tried_are_shown_with_their_last_score(tmp_path):
     assert st.tab_ds2_tuning(tmp_path).rows == [
         ("ds2-lstm5", ["0.002", "4", "1", MISSING, "2 of 3", MISSING, "55.0", "30.0"]),
         ("ds2-lstm5", ["0.002", "4", "1", "dropout 0.2", "3", "2", "7.0", "4.0"])]
+
+
+def test_wide_networks_are_those_of_their_own_profile(tmp_path):
+    for profile, live in (("desk", 3000), ("wide", 9000)):
+        for name, part in (("ds2-lstm5", 1), ("ds2-hlstm3-compact-gp-gradual", 30)):
+            make(name, profile, 0, live // part, scores={"wer": live / 1000, "cer": 1.0}).save(
+                records.path_of(name, profile, 0, tmp_path))
+    table = st.tab_ds2_wide(tmp_path)
+    assert {group for group, _ in table.columns} == {"paper", "recorded (wide)"}
+    shown = {row: dict(zip((head for _, head in table.columns[-6:]), cells[-6:])) for row, cells in table.rows}
+    assert shown["LSTM x5, dense"]["WER %"] == "9.0, n=1"
+    assert shown["grown, pruned gradually: compact"]["compression"] == "30.0x"
+    assert set(shown["grown, pruned gradually: accurate"].values()) == {"–"}

@@ -34,7 +34,8 @@ CORPORA = {
 TRAINED_ON = {"ds2": "speech", "nt": "captions", "toy": None}
 # The seeds that a profile runs an experiment with, by the first part of its name where it is not one.
 SEEDS = {"nt": {"desk": (0, 1, 2)},
-         "toy": {"smoke": (0,), "laptop": (0, 1, 2, 3, 4), "desk": (0, 1, 2, 3, 4), "paper": (0, 1, 2, 3, 4)}}
+         "toy": {"smoke": (0,), "laptop": (0, 1, 2, 3, 4), "desk": (0, 1, 2, 3, 4), "wide": (0, 1, 2, 3, 4),
+                 "paper": (0, 1, 2, 3, 4)}}
 
 
 class GraphError(Exception):
