@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from .errors import UserError, told
+from .files import possible
 
 TRAINED = Path(__file__).parent.parent / "results/desk/ds2-hlstm3-compact/seed0.safetensors"
 QUICK = TRAINED.parent.parent / "ds2-hlstm3-fast/seed0.safetensors"
@@ -22,7 +23,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 benches = typer.Typer(no_args_is_help=True, help="Measure speed: contestants take turns, ratios are printed.")
 app.add_typer(benches, name="bench")
 ProfileOption = Annotated[str, typer.Option(help="smoke, laptop, desk, wide or paper")]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="also write the timings to this file")]
+JsonOption = Annotated[Path | None, typer.Option("--json", callback=possible, help="also write the timings here")]
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hlstm_src.files import replacing
+from hlstm_src.files import possible, replacing
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
@@ -26,3 +26,14 @@ def test_an_error_leaves_what_was_there(tmp_path):
                 part.write_text("half")
             raise ZeroDivisionError
         assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_for_a_file_is_tried_beforehand(tmp_path):
+    assert possible(None) is None
+    path = tmp_path / "new" / "a.json"
+    assert possible(path) == path and list(path.parent.iterdir()) == []        # its folder, and nothing in it
+    path.write_text("before")
+    assert possible(path) == path and path.read_text() == "before"
+    for wrong, error in ((tmp_path, IsADirectoryError), (path / "b.json", FileExistsError)):
+        with pytest.raises(error):
+            possible(wrong)

@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from hlstm_src import __main__ as command
-from hlstm_src import experiments, profiles, records, scan
+from hlstm_src import bench, experiments, profiles, records, scan
 from hlstm_src.corpora import SpeechCorpus
 from tests.speech import make_corpus, use_corpus
 
@@ -92,6 +92,13 @@ def test_unknown_names_are_one_line_that_lists_the_choices(call, words, told):
 def test_the_module_itself_ends_with_code_1_and_one_line(root):
     done = subprocess.run([sys.executable, "-m", "hlstm_src", "run", "ds3"], cwd=root, capture_output=True, text=True)
     assert done.returncode == 1 and "choose one of ds2-lstm5" in one_line(done.stderr) and not done.stdout
+
+
+@pytest.mark.parametrize("what", ["layer", "masks", "engine", "speech", "training", "captions"])
+def test_a_bench_tries_its_file_before_it_measures(call, what, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "interleaved", None)                # to measure would be another error
+    code, out, err = call("bench", what, "--json", tmp_path)
+    assert code == 1 and f"{tmp_path}: a folder; name a file" in one_line(err) and not out
 
 
 def test_files_that_are_no_models_are_told_by_name(call, corpus, tmp_path):
