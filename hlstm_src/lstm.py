@@ -217,10 +217,8 @@ class HLSTM(nn.Module):
         """One layer: x (T, B, I), h and c (D, B, H) -> merged output, h_n and c_n (D, B, H)."""
         xs = [x, flip(x, lengths)] if self.bidirectional else [x]
         weights = [self.weights(k, reverse, whole=True) for reverse in (False, True)[:self.directions]]
-        low = F.linear(x[:1, :1], weights[0].ih[:1]).dtype         # of products: bfloat16 under autocast
-        args = xs, h, c, weights, lengths
-        own = self.gate_layers > 0 or _slow_way_back(weights[0].hh, low)
-        hs, cn = self._steps(*args, low) if own else self._plain(k, *args, with_state)   # by direction: (T, B, H)
+        args, plain = (xs, h, c, weights, lengths), self.gate_layers == 0 and not _slow_way_back(x, weights[0])
+        hs, cn = self._plain(k, *args, with_state) if plain else self._steps(*args)      # by direction: (T, B, H)
         hn = torch.stack([at_end(s, lengths) for s in hs])
         if lengths is not None:
             hs = [s * alive(s, lengths) for s in hs]
@@ -229,10 +227,10 @@ class HLSTM(nn.Module):
             return (hs[0] + hs[1] if self.merge == "sum" else torch.cat(hs, dim=2)), hn, cn
         return hs[0], hn, cn
 
-    def _steps(self, xs, h, c, weights, lengths, low):
+    def _steps(self, xs, h, c, weights, lengths):
         """A layer by `scan`."""
         weights = [_even(w, self.widths) for w in weights] if self.uneven and self.gate_layers else weights
-        probe, units = xs[0].new_empty(0, dtype=low), sum(len(w.ih) for w in weights)
+        probe, units = _probe(xs[0], weights[0]), sum(len(w.ih) for w in weights)
         noise = self.noise((*xs[0].shape[:2], units), probe) if self.training and self.gate_dropout else []
         size = weights[0].hh.numel() + sum(block.numel() for blocks, _ in weights[0].gates for block in blocks)
         if size < APART or probe.device.type != "cpu":
@@ -309,11 +307,16 @@ class HLSTM(nn.Module):
         return text + (f", bidirectional, merge={self.merge}" if self.bidirectional else "")
 
 
-def _slow_way_back(hh: Tensor, low: torch.dtype) -> bool:
+def _probe(x: Tensor, w: CellWeights) -> Tensor:
+    """A number of the type that products have, such as bfloat16 under autocast."""
+    return F.linear(x[:1, :1], w.ih[:1])
+
+
+def _slow_way_back(x: Tensor, w: CellWeights) -> bool:
     """Whether PyTorch's own LSTM would take far longer for its way back than `scan` does: it does on a CPU under
     bfloat16 autocast, if the matrix of h is large."""
-    large = hh.device.type == "cpu" and hh.numel() >= APART
-    return large and low == torch.bfloat16 != hh.dtype and torch.is_grad_enabled()
+    large = x.device.type == "cpu" and w.hh.numel() >= APART and torch.is_grad_enabled()
+    return large and _probe(x, w).dtype == torch.bfloat16 != w.hh.dtype
 
 
 def _packed_like(packed: PackedSequence, x: Tensor, lengths: Tensor) -> PackedSequence:
