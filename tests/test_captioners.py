@@ -151,7 +151,7 @@ def test_a_captioner_wants_its_own_corpus(made, folder, tmp_path):
         experiments.evaluate(file, experiments.open_corpus(file, other))
 
 
-@pytest.mark.parametrize("profile", ["laptop", "desk", "paper"])
+@pytest.mark.parametrize("profile", ["laptop", "desk", "wide", "paper"])
 def test_the_compact_models_are_at_least_as_small_as_the_papers_and_alike(profile):
     recipes = {name: experiments.recipe(name, profile) for name in NAMES}
     with torch.device("meta"):
@@ -204,7 +204,7 @@ def test_at_the_desk_the_compact_cell_meets_the_papers_factors_of_parameters_and
     assert 138_000 < live <= 6 * 2 ** 20 / 45.5
 
 
-@pytest.mark.parametrize("profile", ["smoke", "laptop", "desk", "paper"])
+@pytest.mark.parametrize("profile", profiles.PROFILES)
 def test_every_captioner_can_be_built_and_takes_the_epochs_of_its_profile(profile):
     p = profiles.PROFILES[profile]
     for name in NAMES:

@@ -342,7 +342,7 @@ def test_a_recogniser_is_not_scored_without_a_corpus(results):
         experiments.evaluate(records.path_of("ds2-lstm5", "smoke", 0).with_suffix(".safetensors"))
 
 
-@pytest.mark.parametrize("profile", ["smoke", "laptop", "desk", "paper"])
+@pytest.mark.parametrize("profile", profiles.PROFILES)
 def test_the_rivals_have_equal_epochs_and_meet_at_one_density(profile, monkeypatch):
     monkeypatch.undo()                                             # the profiles as they are
     sizes, left = profiles.PROFILES[profile].toy, {}
