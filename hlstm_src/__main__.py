@@ -20,7 +20,7 @@ TRAINED_CAPTIONER = TRAINED.parent.parent / "nt-hlstm1-compact/seed0.safetensors
 CAPTIONER = TRAINED_CAPTIONER.with_suffix(".compact.safetensors")
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Grow and Prune LSTMs: run and read the experiments of the book.")
-benches = typer.Typer(no_args_is_help=True, help="Measure speed: contestants take turns, ratios are printed.")
+benches = typer.Typer(no_args_is_help=True, help="Measure speed: contestants take turns in one process.")
 app.add_typer(benches, name="bench")
 ProfileOption = Annotated[str, typer.Option(help="smoke, laptop, desk, wide or paper")]
 JsonOption = Annotated[Path | None, typer.Option("--json", callback=possible, help="also write the timings here")]
@@ -319,7 +319,7 @@ def doctor():
         way = ways.get(folder, f"data_prep.karpathy --archive ARCHIVE --out {folder}")
         print(f"{'ok     ' if there else 'absent '}  corpus {folder}"
               + ("" if there else ": it comes with the code, restore it from git" if folder in minis else
-                 f": `python -m {way}` (for the profile {' and '.join(names)})"))
+                 f": `python -m {way}` (for the profile {', '.join(names)})"))
     if missing:
         raise SystemExit(f"missing: {', '.join(missing)}; install with `pip install -r requirements.lock`")
     if not all((place(folder) / "corpus.json").exists() for folder in minis):

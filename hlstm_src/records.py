@@ -2,7 +2,7 @@
 
 Every table, figure and chapter takes its numbers from records (the paper's own come by `paper.py`).
 Those of the profiles `smoke` and `laptop` are scratch work and lie under `results/local/`; those of
-`desk` and `paper` cost hours and are kept. Reading a record needs neither torch nor the corpus.
+`desk`, `wide` and `paper` cost hours and are kept. Reading a record needs neither torch nor the corpus.
 """
 
 from __future__ import annotations

@@ -258,12 +258,13 @@ def stamp(profile: str, record: RunRecord | None = None) -> Html:
 
 
 def report(profile: str, root: str | Path | None = None) -> str:
-    """All tables of a profile as text, for the command line."""
+    """The recognisers' and captioners' tables of a profile as text, for the command line."""
     from . import caption_tables as captions  # made from this file, as is the other
     from . import speech_tables as speech
 
     tables = [tab(profile, root) for tab in (speech.tab_ds2_models, speech.tab_ds2_cells, speech.tab_ds2_training)]
-    tables += [speech.tab_ds2_tuning(root), speech.tab_ds2_claims(root), captions.tab_neuraltalk_claims(root)]
+    tables += [speech.tab_ds2_wide(root), speech.tab_ds2_tuning(root), speech.tab_ds2_claims(root),
+               captions.tab_neuraltalk_claims(root)]
     for suffix in captions.CORPORA:
         for tab in (captions.tab_neuraltalk_cells, captions.tab_neuraltalk_training, captions.tab_neuraltalk_models):
             tables.append(tab(profile, root, suffix))
