@@ -24,7 +24,9 @@ from .scan import scan
 from .sequences import alive, at_end, flip
 
 ACTIVATIONS = {"relu": F.relu, "leaky_relu": F.leaky_relu, "tanh": torch.tanh, "elu": F.elu}
-APART = 2 ** 19        # entries of a step's matrices from which on, on a CPU, the directions go one after the other
+# Entries of a step's matrices from which on, on a CPU, the directions go one after the other; and of a plain LSTM's
+# matrix of h from which on its way back is left to `scan` under bfloat16 autocast.
+APART = 2 ** 19
 
 
 @dataclass

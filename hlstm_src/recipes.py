@@ -44,11 +44,13 @@ def _layers(s: Speech, cell: str, layers: int, hidden: int | None = None) -> nn.
 
 
 def _recogniser(s: Speech, title: str, cell: str = "hlstm", layers: int = 3, rival: str = "dense",
-                compact: bool = False, convolutions: bool = False, fast: bool = False) -> Recipe:
+                compact: bool = False, convolutions: bool = False, fast: bool = False, long: bool = False,
+                precision: str | None = None) -> Recipe:
     """A recogniser. A sparse one ends at the density of the accurate model or, if `compact`, with at least
     `compression` times fewer live recurrent weights than the LSTM x5 has; "small-dense" is so narrow instead. With
     `convolutions` these are pruned, too; of a `fast` one as well, and all connections go in blocks of 16, which any CPU
-    multiplies by quickly."""
+    multiplies by quickly. A `long` one trains for twice the epochs, and from a quarter of them on more of the
+    spectrogram is blanked. `precision` is the profile's unless given."""
     whole, hidden = _layers(s, cell, layers), s.hidden
     most = rivals.parameters_left(_layers(s, "lstm", 5)) / s.compression
     if rival == "small-dense":
@@ -57,7 +59,9 @@ def _recogniser(s: Speech, title: str, cell: str = "hlstm", layers: int = 3, riv
     density = s.fast if fast else s.accurate
     if compact:                                                    # each matrix rounds by half a unit at most
         density = (most - len(sizes) * (8 if fast else 1)) / sum(sizes)
-    schedule = {"epochs": s.epochs}
+    schedule, task = {"epochs": s.epochs}, {"batch": s.batch, "limit": s.limit, "ordered": s.ordered}
+    if long:
+        schedule, task = {"epochs": 2 * s.epochs}, task | {"harder": s.epochs // 2}
     if rival not in ("dense", "small-dense"):
         schedule |= {"rival": rival, "density": density, "rounds": s.rounds}
     if convolutions or fast:
@@ -66,8 +70,8 @@ def _recogniser(s: Speech, title: str, cell: str = "hlstm", layers: int = 3, riv
         schedule |= {"structure": "block16"}
     model = {"labels": len(ALPHABET), "cell": cell, "layers": layers, "hidden": hidden, "channels": s.channels,
              "stride": s.stride, "dropout": 0.1} | ({"activation": "tanh"} if cell == "hlstm" else {})
-    settings = Settings(lr=s.lr, retrain_lr=s.retrain_lr, precision=s.precision, fused=True)
-    return Recipe(title, model, schedule, settings, {"batch": s.batch, "limit": s.limit, "ordered": s.ordered},
+    settings = Settings(lr=s.lr, retrain_lr=s.retrain_lr, precision=precision or s.precision, fused=True)
+    return Recipe(title, model, schedule, settings, task,
                   masked="[rc]*.weight*" if convolutions or fast else benchmarks.Speech.masked)
 
 
@@ -96,7 +100,15 @@ CATALOGUE: dict[str, Callable[[Speech | Toy | Captions], Recipe]] = _named(_reco
     ("hlstm3-compact-fast", "H-LSTM x3, grown, pruned gradually in blocks, compact and fast",
      {"rival": "gp-gradual", "compact": True, "fast": True}),
     ("small-lstm", "LSTM x5 as small as the compact model", {"cell": "lstm", "layers": 5, "rival": "small-dense"}),
-    ("small-hlstm", "H-LSTM x3 as small as the compact model", {"rival": "small-dense"})))
+    ("small-hlstm", "H-LSTM x3 as small as the compact model", {"rival": "small-dense"}),
+    ("lstm5-fp32", "LSTM x5, dense, single precision", {"cell": "lstm", "layers": 5, "precision": "fp32"}),
+    ("gru4-fp32", "GRU x4, dense, single precision", {"cell": "gru", "layers": 4, "precision": "fp32"}),
+    ("lstm5-long", "LSTM x5, dense, trained longer", {"cell": "lstm", "layers": 5, "long": True}),
+    ("hlstm3-long", "H-LSTM x3, dense, trained longer", {"long": True}),
+    ("hlstm3-gp-gradual-long", "H-LSTM x3, grown, pruned gradually, accurate, trained longer",
+     {"rival": "gp-gradual", "long": True}),
+    ("hlstm3-compact-gp-gradual-long", "H-LSTM x3, grown, pruned gradually, compact, trained longer",
+     {"rival": "gp-gradual", "compact": True, "long": True})))
 
 
 def _toy(t: Toy, name: str, cell: str = "hlstm") -> Recipe:

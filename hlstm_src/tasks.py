@@ -23,15 +23,18 @@ class SpeechTask:
     """Speech recognition on a corpus: CTC training with light augmentation, WER on the validation speakers.
 
     In the first `ordered` epochs the batches go from short to long (Amodei et al., 2016: SortaGrad), later in random
-    order. `loss` draws all its randomness from torch's global generator, which the training loop seeds at each step.
+    order. From epoch `harder` on, if there is one, more of the spectrogram is blanked: at once it would keep a network
+    from learning where the letters are. `loss` draws all its randomness from torch's global generator, which the
+    training loop seeds at each step.
     """
     metric, lower_is_better = "wer", True
     bands = 15, 15, 1                  # blanked by `spec_augment`: frames, frequencies, how many of each
+    more_bands = 20, 20, 3             # from epoch `harder` on
 
     def __init__(self, corpus: SpeechCorpus, batch: int = 16, limit: int | None = None, seed: int = 0,
-                 augment: bool = True, ordered: int = 0):
+                 augment: bool = True, ordered: int = 0, harder: int | None = None):
         self.corpus, self.batch, self.limit, self.seed, self.augment = corpus, batch, limit, seed, augment
-        self.ordered = ordered
+        self.ordered, self.harder, self.epoch = ordered, harder, 0
         self.train = corpus.split("train", limit=limit)
         self.valid = corpus.split("valid", limit=limit)
         self._waves: dict[str, Tensor] = {}
@@ -44,7 +47,7 @@ class SpeechTask:
 
     def batches(self, epoch: int) -> list[list[int]]:
         """Indices into `train`, in batches of similar length; the order depends on seed and epoch alone."""
-        generator = seeded(self.seed, epoch)
+        self.epoch, generator = epoch, seeded(self.seed, epoch)
         seconds = [u.seconds for u in self.train]
         batches = corpora.length_batches(seconds, self.batch, generator)
         return sorted(batches, key=lambda batch: max(seconds[k] for k in batch)) if epoch < self.ordered else batches
@@ -58,7 +61,8 @@ class SpeechTask:
         batch = corpora.collate(waves, [u.transcript for u in chosen]).to(device)
         spec, lengths = spectrogram(batch.waves, batch.lengths)
         if self.augment:
-            spec = spec_augment(spec, lengths, *self.bands)
+            harder = self.harder is not None and self.epoch >= self.harder
+            spec = spec_augment(spec, lengths, *(self.more_bands if harder else self.bands))
         return spec, lengths, batch
 
     def loss(self, model: nn.Module, indices: list[int], device: torch.device) -> Tensor:

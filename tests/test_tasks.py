@@ -65,6 +65,22 @@ def test_augmentation_follows_the_global_seed(corpus, model):
     assert plain not in losses
 
 
+def test_more_is_blanked_from_the_chosen_epoch_on(corpus):
+    def blanked(task, epoch):
+        """Share of the entries that are zero in all training spectrograms of an epoch; sound itself has none."""
+        torch.manual_seed(0)
+        zeros = sounds = 0
+        for indices in task.batches(epoch):
+            spec, lengths, _ = task.sounds(indices, CPU)
+            zeros += sum(int((own[:, :n] == 0).sum()) for own, n in zip(spec, lengths))
+            sounds += spec.shape[1] * int(lengths.sum())
+        return zeros / sounds
+    usual, later = SpeechTask(corpus, batch=4), SpeechTask(corpus, batch=4, harder=2)
+    assert [blanked(later, k) for k in (0, 1)] == [blanked(usual, k) for k in (0, 1)]
+    assert blanked(later, 2) > 1.5 * blanked(usual, 2) > 0
+    assert blanked(later, 3) > 1.5 * blanked(usual, 3) and blanked(later, 1) == blanked(usual, 1)    # back again, too
+
+
 @pytest.mark.parametrize("speed", SPEEDS)
 def test_a_tone_played_at_another_speed_has_another_length_and_pitch(speed):
     t = torch.arange(16_000) / 16_000
