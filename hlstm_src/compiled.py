@@ -6,8 +6,8 @@ from pathlib import Path
 from numba import njit
 
 FILES = tuple(Path(__file__).parent / f"{name}.py" for name in (
-    "compiled", "gates", "products", "team", "steps", "compact/kernels", "compact/layouts", "compact/cells",
-    "compact/captioner", "compact/recogniser"))
+    "compiled", "gates", "vectors", "products", "team", "large", "steps", "compact/kernels", "compact/layouts",
+    "compact/cells", "compact/captioner", "compact/recogniser"))
 
 
 def stamp(function) -> tuple[int, ...]:

@@ -1,14 +1,14 @@
 """Products of a few rows with a packed matrix, by the processor's own instructions, to be called from compiled code.
 
-In bfloat16 on the tile units of newer Intel CPUs (AMX), summed in float32; in float32 by vectors of 16 (AVX-512) or 8
-(AVX2). numba hands the instructions on. `available` says what this processor has, `fits` what can be cut into pieces.
+In bfloat16, summed in float32, on the tile units of newer Intel CPUs (AMX) or else by vectors (AVX512-BF16); in float32
+by vectors (vectors.py). numba hands the instructions on. `available` says what this processor has, `fits` what can be
+cut into pieces.
 """
 
 import ctypes
 import functools
 import platform
 
-import llvmlite.binding
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -17,13 +17,9 @@ from numba.extending import intrinsic, overload
 from torch import Tensor, bfloat16, dtype, float32, uint16
 
 from .compiled import compiled
+from .vectors import BYTE, HAS, HEIGHT, PANEL, strip, strip_of_pairs
 
-HAS = llvmlite.binding.get_host_cpu_features().get
 ROWS = 16                              # of a tile; it is 64 bytes wide: 16 numbers in float32, 32 in bfloat16
-LANES = 16 if HAS("avx512f") else 8    # numbers of a vector in float32
-HEIGHT = LANES // 2                    # rows that a panel of two vectors meets at once: their sums fill the registers
-PANEL = 2 * LANES
-BYTE, INT, LONG = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 CONFIG = np.zeros(64, np.uint8)        # what the processor wants to know: palette 1, eight tiles of 16 rows, 64 bytes
 CONFIG[0], CONFIG[16:32:2], CONFIG[48:56] = 1, 64, ROWS
 
@@ -35,10 +31,18 @@ def available(kind: dtype) -> bool:
         return False
     if kind == float32:
         return bool(HAS("avx512f") or HAS("avx2") and HAS("fma"))
-    if kind != bfloat16 or platform.system() != "Linux" or not (HAS("amx-tile") and HAS("amx-bf16")):
+    return kind == bfloat16 and (TILES or bool(HAS("avx512bf16")))
+
+
+def _tiles() -> bool:
+    """Whether there are tile units for bfloat16, and the system lets us use them."""
+    if platform.system() != "Linux" or not (HAS("amx-tile") and HAS("amx-bf16")):
         return False
     arch_prctl, request, tile_data = 158, 0x1023, 18               # Linux gives a process the tiles when it asks
     return ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0
+
+
+TILES = _tiles()
 
 
 def fits(weights: tuple[Tensor, ...], groups: tuple[int, ...]) -> bool:
@@ -51,7 +55,7 @@ def pack(weight: Tensor) -> np.ndarray:
     pairs; in float32: panels of so many rows as two vectors hold, (rows/PANEL, K, PANEL)."""
     rows, K = weight.shape
     if weight.dtype == float32:
-        return weight.view(rows // PANEL, PANEL, K).mT.contiguous().numpy()
+        return weight.reshape(rows // PANEL, PANEL, K).mT.contiguous().numpy()
     return _cut(weight.contiguous().view(uint16).numpy())
 
 
@@ -59,7 +63,7 @@ def pack_back(weight: Tensor, groups: int) -> np.ndarray:
     """The way back of `pack`: each of the blocks of rows transposed."""
     rows, K = weight.shape
     if weight.dtype == float32:                                    # (groups * K/PANEL, rows/groups, PANEL)
-        blocks = weight.view(groups, rows // groups, K // PANEL, PANEL)
+        blocks = weight.reshape(groups, rows // groups, K // PANEL, PANEL)
         return blocks.transpose(1, 2).reshape(-1, rows // groups, PANEL).contiguous().numpy()
     return _cut_back(weight.contiguous().view(uint16).numpy(), groups)
 
@@ -140,54 +144,6 @@ def dot(typing, total, a, b):
     return types.void(total, a, b), _instruction("tdpbf16ps", 3, False)
 
 
-@intrinsic
-def strip(typing, x, wide, panel, depth, out, far):
-    """A few rows times a panel: x (HEIGHT, depth), panel (depth, PANEL) -> out (HEIGHT, PANEL). wide, far: bytes from
-    row to row. Meanwhile the panel behind it is fetched, since a large matrix waits in the furthest cache."""
-    def emit(context, b, signature, args):
-        x, wide, panel, depth, out, far = args
-        vector, size, width = ir.VectorType(ir.FloatType(), LANES), 4 * LANES, 2
-        fma = cgutils.get_or_insert_function(b.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{LANES}f32")
-        fetch = b.module.declare_intrinsic("llvm.prefetch", [BYTE.as_pointer()], ir.FunctionType(
-            ir.VoidType(), [BYTE.as_pointer()] + 3 * [INT]))
-        nothing, before = ir.Constant(vector, ir.Undefined), b.block
-        behind = b.add(panel, b.mul(depth, ir.Constant(LONG, size * width)))
-        rows = [b.add(x, b.mul(wide, ir.Constant(LONG, m))) for m in range(HEIGHT)]
-        loop, done = b.append_basic_block("loop"), b.append_basic_block("done")
-        b.branch(loop)
-        b.position_at_end(loop)
-        k, *sums = b.phi(LONG), *(b.phi(vector) for _ in range(HEIGHT * width))
-        k.add_incoming(ir.Constant(LONG, 0), before)
-        here, next_k = b.mul(k, ir.Constant(LONG, size * width)), b.add(k, ir.Constant(LONG, 1))
-        at = b.add(panel, here)
-        b.call(fetch, [b.inttoptr(b.add(behind, here), BYTE.as_pointer()), INT(0), INT(2), INT(1)])  # read, to L2, data
-        weights = [_load(b, b.add(at, ir.Constant(LONG, size * n)), vector) for n in range(width)]
-        new = []
-        for row in rows:
-            one = b.insert_element(nothing, _load(b, b.add(row, b.shl(k, ir.Constant(LONG, 2))), ir.FloatType()),
-                                   INT(0))
-            each = b.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(INT, LANES), [0] * LANES))
-            new += [b.call(fma, [each, w, sums[len(new) + n]]) for n, w in enumerate(weights)]
-        k.add_incoming(next_k, loop)
-        for total, later in zip(sums, new):
-            total.add_incoming(ir.Constant(vector, [0.0] * LANES), before)
-            total.add_incoming(later, loop)
-        b.cbranch(b.icmp_signed("<", next_k, depth), loop, done)
-        b.position_at_end(done)
-        for m in range(HEIGHT):
-            for n in range(width):
-                place = b.add(b.add(out, b.mul(far, ir.Constant(LONG, m))), ir.Constant(LONG, size * n))
-                b.store(new[m * width + n], b.inttoptr(place, vector.as_pointer())).align = 4
-        return context.get_dummy_value()
-    return types.void(*[types.int64] * 6), emit
-
-
-def _load(b, address, kind):
-    value = b.load(b.inttoptr(address, kind.as_pointer()))
-    value.align = 4
-    return value
-
-
 # Products -------------------------------------------------------------------------------------------------------------
 
 @compiled
@@ -235,8 +191,20 @@ def by_vectors(x, packed, groups, out, rows, part, parts):
     for n in range(part, len(packed), parts):
         b, to = np.int64(packed.ctypes.data) + 4 * PANEL * depth * n, np.int64(out.ctypes.data) + 4 * PANEL * n
         a = np.int64(x.ctypes.data) + 4 * depth * (n // panels)
-        for p in range(rows[0], rows[1], HEIGHT):                     # while the panel is in the nearest cache
-            strip(a + p * wide, wide, b, depth, to + p * far, far)
+        for p in range(rows[0], rows[1], HEIGHT):                  # while the panel is in the nearest caches
+            strip(a + p * wide, wide, 4, b, depth, to + p * far, far)
+
+
+@compiled
+def by_pairs(x, packed, groups, out, rows, part, parts):
+    """`product` in bfloat16 by vectors: a tile is a panel of one vector, and two neighbours are taken at once."""
+    tiles, depth = packed.shape[0] // groups, np.int64(16 * packed.shape[1])           # depth in pairs
+    wide, far = np.int64(2 * x.shape[1]), np.int64(4 * out.shape[1])
+    for n in range(2 * part, len(packed), 2 * parts):
+        b, to = np.int64(packed.ctypes.data) + 64 * depth * n, np.int64(out.ctypes.data) + 64 * n
+        a = np.int64(x.ctypes.data) + 4 * depth * (n // tiles)
+        for p in range(rows[0], rows[1], HEIGHT):
+            strip_of_pairs(a + p * wide, wide, 4, b, depth, to + p * far, far)
 
 
 def product(x, packed, groups, out, rows, part=0, parts=1):
@@ -249,8 +217,10 @@ def product(x, packed, groups, out, rows, part=0, parts=1):
 
 @overload(product)
 def _product(x, packed, groups, out, rows, part=0, parts=1):
-    if x.dtype == types.uint16:
+    if x.dtype == types.uint16 and TILES:
         return lambda x, packed, groups, out, rows, part=0, parts=1: by_tiles(x, packed, groups, out, rows, part, parts)
+    if x.dtype == types.uint16:
+        return lambda x, packed, groups, out, rows, part=0, parts=1: by_pairs(x, packed, groups, out, rows, part, parts)
     return lambda x, packed, groups, out, rows, part=0, parts=1: by_vectors(x, packed, groups, out, rows, part, parts)
 
 
@@ -258,13 +228,13 @@ def shares(x, batch, part, parts):
     """What a thread makes in each product with x (P, ...), of which the first `batch` rows count: its rows, and its
     columns' part and parts.
 
-    In float32 all columns of rows of its own, if the batch can be shared so: then no thread waits for another, though
+    With vectors all columns of rows of its own, if the batch can be shared so: then no thread waits for another, though
     each reads all weights. Otherwise all rows of columns of its own, whose weights stay in its own cache."""
 
 
 @overload(shares)
 def _shares(x, batch, part, parts):
-    if x.dtype == types.uint16:
+    if x.dtype == types.uint16 and TILES:
         return lambda x, batch, part, parts: ((0, x.shape[0]), part, parts)
 
     def by_rows(x, batch, part, parts):
@@ -284,9 +254,9 @@ def end(x):
 
 @overload(begin)
 def _begin(x):
-    return (lambda x: configure(CONFIG.ctypes.data)) if x.dtype == types.uint16 else lambda x: None
+    return (lambda x: configure(CONFIG.ctypes.data)) if x.dtype == types.uint16 and TILES else lambda x: None
 
 
 @overload(end)
 def _end(x):
-    return (lambda x: release()) if x.dtype == types.uint16 else lambda x: None
+    return (lambda x: release()) if x.dtype == types.uint16 and TILES else lambda x: None

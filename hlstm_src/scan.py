@@ -6,7 +6,8 @@ It computes what `unroll` in lstm.py says, for one direction or for both at once
 - What waits for no other step is done for a stretch of steps at once: the projections of x, the gradients of weights
   and x.
 - The element-wise work of the gates is one compiled call (gates.py), or a dozen of PyTorch's where numba is missing.
-- On a CPU with the instructions for it, even all steps of a stretch are one compiled call (steps.py, products.py).
+- On a CPU with the instructions for it, even all steps of a stretch are one compiled call (steps.py, products.py), and
+  the products of a whole stretch are ours where the library's are slower (large.py).
 - Little memory is touched, since fresh memory costs more time than element-wise work: kept for the way back are h,
   gates and hidden layers, from which c and slopes follow; the rest of a stretch lies where that of the last one lay.
 
@@ -118,8 +119,11 @@ def scan(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], biases: list[Te
     ih, hh, *behind = (w.to(low) for w in weights)
     first, *others = (b.to(low) for b in biases) if biases else [None] * len(weights)
     steps = min(T, _stretch(B, low))
-    project = product(ih, D, steps * B, T // steps, first)
     fused, compiled = _fused(c, low), _compiled(c, low, (hh, *behind), (D, stacks), noise)
+    if large := _large(compiled, low):
+        project = large.product(ih, D, first)
+    else:
+        project = product(ih, D, steps * B, T // steps, first)
     if compiled:
         packed = [compiled.products.pack(w) for w in (hh, behind[0])]
         bias = others[0].float() if biases else c.new_empty(0)
@@ -215,6 +219,11 @@ def _compiled(c: Tensor, low: torch.dtype, weights: tuple[Tensor, ...], groups: 
     return steps if steps.products.available(low) and steps.products.fits(weights, groups) else None
 
 
+def _large(compiled, low: torch.dtype):
+    """Our own products of many rows (large.py) beside compiled steps, where they are quicker than the library's."""
+    return compiled.large if compiled and low == torch.float32 and compiled.large.WORTH_IT else None
+
+
 def _by_row(H: int, start: Tensor, gates: Tensor, *states: Tensor) -> list:
     """A stretch as gates.py takes it, each direction of a sequence as a row of its own: c before it (B, D*H), its gates
     (steps, B, D*4H) and states (steps, B, D*H) as (R, H), (steps, R, 4, H) and (steps, R, H)."""
@@ -263,7 +272,10 @@ def scan_backward(dhs: Tensor | None, dcn: Tensor | None, x: Tensor, h: Tensor, 
         packed = [compiled.products.pack_back(w, n) for w, n in ((hh, D), (behind[0], stacks))]
     else:
         recur, layers = back(hh, D, B, T), [back(w, stacks, B, T) for w in behind]
-    unproject = back(ih, D, steps * B, 1)                          # not packed: it would not fit in the memory saved
+    large = _large(compiled, low)
+    outer = large.add_outer if large else add_outer
+    # Not packed: it would not fit in the memory saved.
+    unproject = large.back(ih, D) if large else back(ih, D, steps * B, 1)
     results = dx, dh, dc, dweights, dbiases = _totals(dhs, dcn, x, h, weights, biases, with_dx)
     room = starts.new_empty(steps, B, D * H)                       # for c of a stretch
     ds = [hidden.new_empty(steps, B, len(w)) for w in weights[1:]]          # and gradients: of hidden layers, and gates
@@ -304,10 +316,10 @@ def scan_backward(dhs: Tensor | None, dcn: Tensor | None, x: Tensor, h: Tensor, 
                 d = GRADIENTS[activation](d * noise[j][here.start + t] if noise else d, hidden_here[j, t], done[j][t])
             dh.copy_(recur(d).view(B, D, H))
         before = hs[here.start - 1:here.stop - 1] if k else torch.cat([h[None], hs[:n - 1]])
-        add_outer(dweights[0], done[0], x[here], D)
-        add_outer(dweights[1], done[0], before, D)
+        outer(dweights[0], done[0], x[here], D)
+        outer(dweights[1], done[0], before, D)
         for j, a in enumerate(hidden_here):
-            add_outer(dweights[j + 2], done[j + 1], a * noise[j][here] if noise else a, stacks)
+            outer(dweights[j + 2], done[j + 1], a * noise[j][here] if noise else a, stacks)
         for total, d in zip(dbiases, done):
             total += d.sum((0, 1))
         if with_dx:

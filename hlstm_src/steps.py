@@ -13,7 +13,7 @@ the type of products: float32, or bfloat16 as uint16. States, gates and sums are
 
 import numpy as np
 
-from . import gates, products, team  # noqa: F401 (`scan` takes products from here)
+from . import gates, large, products, team  # noqa: F401 (`scan` takes large and products from here)
 from .compiled import compiled
 from .gates import share
 from .products import ROWS, begin, end, product, shares

@@ -1,6 +1,7 @@
 """Compiled steps: products are those of matrices, the layer says what the definition says, rows know nothing of each
 other."""
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +18,10 @@ from hlstm_src.compact.kernels import product as panels
 from hlstm_src.lstm import unroll
 
 steps = pytest.importorskip("hlstm_src.steps")
-products, team = steps.products, steps.team
+large, products, team = steps.large, steps.products, steps.team
 compiled = pytest.importorskip("hlstm_src.compiled")
 KINDS = [pytest.param(kind, marks=pytest.mark.skipif(not products.available(kind), reason=f"no {what} on this CPU"))
-         for kind, what in ((torch.float32, "AVX2"), (torch.bfloat16, "AMX"))]
+         for kind, what in ((torch.float32, "AVX2"), (torch.bfloat16, "AVX512-BF16, no AMX"))]
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +49,10 @@ def test_a_product_is_that_of_the_matrices(kind, height, groups, wide, deep, bac
     found = np.full(expected.shape, np.nan, np.float32)
     multiplied(scans._numpy(x), packed, groups, found)
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-4)
+    if kind == torch.bfloat16 and products.HAS("avx512bf16"):      # by vectors even where there are tiles
+        found[:] = np.nan
+        products.by_pairs(scans._numpy(x), packed, groups, found, (0, len(x)), 0, 1)
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-4)
 
 
 @compiled.compiled
@@ -55,6 +60,30 @@ def multiplied(x, packed, groups, out):
     products.begin(x)
     products.product(x, packed, groups, out, (0, len(x)))
     products.end(x)
+
+
+@pytest.mark.skipif(not products.available(torch.float32), reason="no AVX2 on this CPU")
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 5), st.integers(1, 3), st.integers(1, 2), st.integers(1, 70),
+       st.booleans(), st.integers(0, 99))
+def test_large_products_are_those_of_the_matrices_with_any_threads(n, batch, groups, wide, columns, biased, seed):
+    """For any number of rows and of columns: there, back, and the weight's gradient on top of what is there."""
+    torch.manual_seed(seed)
+    weight, x = torch.randn(32 * wide * groups, columns), torch.randn(n, batch, groups * columns)
+    d, bias = torch.randn(n, batch, len(weight)), torch.randn(len(weight)) if biased else None
+    block, total, found = torch.block_diag(*weight.double().chunk(groups)), torch.randn(weight.shape), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        outer = total.clone()
+        large.add_outer(outer, d, x, groups)
+        found.append([large.product(weight, groups, bias)(x.flatten(0, 1)),
+                      large.back(weight, groups)(d.flatten(0, 1)), outer])
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(other, found[0], strict=True))
+    flat, turned = x.flatten(0, 1).double(), d.flatten(0, 1).double()
+    outer = [rows.T @ part for rows, part in zip(turned.chunk(groups, 1), flat.chunk(groups, 1))]
+    expected = [flat @ block.T + (0 if bias is None else bias), turned @ block, total + torch.cat(outer)]
+    for ours, theirs in zip(found[0], expected, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-4)
 
 
 def ran(layer, x, lengths=None, low=True):
@@ -84,9 +113,12 @@ def distance(ours, theirs):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("T, B, H, G", [(9, 3, 32, 64), (70, 16, 32, 32), (5, 33, 64, 32)])
-def test_the_layer_says_what_the_definition_says(monkeypatch, kind, activation, T, B, H, G):
-    """To the rounding of its products, and no further from it than the way step by step."""
+@pytest.mark.parametrize("own", [True, False])
+def test_the_layer_says_what_the_definition_says(monkeypatch, kind, activation, T, B, H, G, own):
+    """To the rounding of its products, and no further from it than the way step by step; whoever makes the large ones.
+    """
     torch.manual_seed(T)
+    monkeypatch.setattr(large, "WORTH_IT", own)
     layer, x, low = HLSTM(48, H, gate_width=G, activation=activation), torch.randn(T, B, 48), kind != torch.float32
     begun = []
     monkeypatch.setattr(steps, "forward", lambda *a, real=steps.forward: begun.append(len(a[0])) or real(*a))
@@ -201,7 +233,7 @@ def test_a_team_has_torchs_threads_up_to_a_limit_and_needs_its_library(monkeypat
     ran(HLSTM(32, 32), torch.randn(3, 2, 32), low=False)           # in float32 the matrix library's threads do more
 
 
-@pytest.mark.skipif(not products.available(torch.bfloat16), reason="no AMX on this CPU")
+@pytest.mark.skipif(not products.available(torch.bfloat16), reason="no AVX512-BF16, no AMX on this CPU")
 def test_first_states_and_gradients_of_every_state_count():
     torch.manual_seed(3)
     layer, x = HLSTM(32, 32, activation="tanh"), torch.randn(4, 2, 32)
@@ -230,5 +262,6 @@ def test_compiled_code_is_kept_until_any_of_its_files_changes():
         own, *others = function._cache._cache_file._source_stamp
         assert own == Path(function.py_func.__code__.co_filename).stat().st_mtime_ns
         assert others == [path.stat().st_mtime_ns for path in compiled.FILES]
-    users = {path for path in compiled.FILES[0].parent.rglob("*.py") if "@compiled" in path.read_text()}
+    users = {path for path in compiled.FILES[0].parent.rglob("*.py")
+             if re.search("@(compiled|intrinsic)", path.read_text())}
     assert users - {path for path in users if path.name.startswith("bench")} == set(compiled.FILES[1:])
