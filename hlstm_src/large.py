@@ -26,7 +26,8 @@ def product(weight: Tensor, groups: int, bias: Tensor | None = None) -> Callable
     def multiply(x: Tensor) -> Tensor:
         whole = _whole(x)
         y = whole.new_empty(len(whole), len(weight))
-        team.together(lambda _, part, parts: _product(whole.numpy(), packed, groups, y.numpy(), part, parts))
+        arrays = whole.numpy(), packed, groups, y.numpy()
+        team.together(lambda _, part, parts: _product(*arrays, part, parts))
         return y[:len(x)] if bias is None else y[:len(x)].add_(bias)
     return multiply
 
@@ -38,7 +39,8 @@ def back(weight: Tensor, groups: int) -> Callable:
     def multiply(d: Tensor) -> Tensor:
         whole = _whole(d)
         x = whole.new_empty(len(whole), groups * w.shape[1])
-        team.together(lambda _, part, parts: _back(whole.numpy(), w, groups, x.numpy(), part, parts))
+        arrays = whole.numpy(), w, groups, x.numpy()
+        team.together(lambda _, part, parts: _back(*arrays, part, parts))
         return x[:len(d)]
     return multiply
 

@@ -179,8 +179,8 @@ def steps_of(layer, x, kind):
 @pytest.mark.parametrize("batch", [1, 5, 32, 37])
 def test_several_threads_make_the_bits_of_one(kind, options, batch):
     torch.manual_seed(4)
-    layer, x = HLSTM(32, 64, gate_width=32, activation="tanh", **options), torch.randn(7, batch, 32)
-    alone = None
+    layer = HLSTM(32, 64, gate_width=32, activation="tanh", **options)
+    x, alone = torch.randn(7, batch, 32, requires_grad=True), None
     for threads in (1, 2, 3, 4):
         torch.set_num_threads(threads)
         assert team.size() == (threads if team.library() else 1)
