@@ -36,3 +36,8 @@ def possible(path: Path | None) -> Path | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent, prefix=".").close()
     return path
+
+
+def missing(path: str | Path) -> str:
+    """What to say of a path at which there is no file: nothing is there, or a folder."""
+    return f"{path}: a folder; name a file" if Path(path).is_dir() else f"{path}: no such file"

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .files import replacing
+from .files import missing, replacing
 
 
 class ConnectionMasks:
@@ -241,7 +241,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict) -> None
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     """Reads what `save_tensors` wrote. Raises FileNotFoundError, or ValueError that names a file which is damaged."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise FileNotFoundError(missing(path))
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get("json", "null"))

@@ -105,7 +105,7 @@ def test_files_that_are_no_models_are_told_by_name(call, corpus, tmp_path):
     (tmp_path / "text.safetensors").write_text("no model")
     (tmp_path / "empty.safetensors").touch()
     for name, told in (("text.safetensors", "damaged or not"), ("empty.safetensors", "damaged or not"),
-                       ("none", "no such file"), (".", "no such file")):
+                       ("none", "no such file"), (".", "a folder; name a file")):
         code, _, err = call("evaluate", tmp_path / name, "--corpus", corpus)
         assert code == 1 and f"{tmp_path / name}: {told}" in one_line(err)
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ..errors import UserError
-from ..files import replacing
+from ..files import missing, replacing
 
 FORMAT = 2
 
@@ -92,7 +92,7 @@ class ModelFile:
     def __init__(self, path: str | Path):
         self.path, self._used = Path(path), set()
         if not self.path.is_file():
-            raise ModelFileError(f"{path}: no such file")
+            raise ModelFileError(missing(path))
         try:
             self._file = safe_open(self.path, framework="np")
             self.names = set(self._file.keys())

@@ -83,7 +83,7 @@ def refused(path) -> str:
 def told(path, error: ModelFileError) -> str:
     text = str(error)
     assert text.startswith(f"{path}: ") and text.isprintable() and len(text) < 1000, text
-    assert "no such file" in text or "restore" in text or "update" in text, text
+    assert any(told in text for told in ("no such file", "name a file", "restore", "update")), text
     return text
 
 
