@@ -155,6 +155,16 @@ def hidden(a, b, out, activation, part, parts):
 
 
 @compiled
+def dropped(a, noise, out, part, parts):
+    """Dropout of a step, or its way back: a times its factors, all (R, N); a may have more rows."""
+    R, N = out.shape
+    for r in share(R, part, parts):
+        x, y, into = a[r], noise[r], out[r]
+        for k in range(N):
+            into[k] = _as(_float32(x[k]) * _float32(y[k]), out)
+
+
+@compiled
 def hidden_backward(d, a, out, activation, part, parts):
     """The way back of `hidden`, from its output a: the gradient d times the activation's slope; all (R, N), d may have
     more rows."""

@@ -45,12 +45,13 @@ def _layers(s: Speech, cell: str, layers: int, hidden: int | None = None) -> nn.
 
 def _recogniser(s: Speech, title: str, cell: str = "hlstm", layers: int = 3, rival: str = "dense",
                 compact: bool = False, convolutions: bool = False, fast: bool = False, long: bool = False,
-                precision: str | None = None) -> Recipe:
+                gate_dropout: float = 0.0, precision: str | None = None) -> Recipe:
     """A recogniser. A sparse one ends at the density of the accurate model or, if `compact`, with at least
     `compression` times fewer live recurrent weights than the LSTM x5 has; "small-dense" is so narrow instead. With
     `convolutions` these are pruned, too; of a `fast` one as well, and all connections go in blocks of 16, which any CPU
     multiplies by quickly. A `long` one trains for twice the epochs, and from a quarter of them on more of the
-    spectrogram is blanked. `precision` is the profile's unless given."""
+    spectrogram is blanked. `gate_dropout` drops hidden units of the gates, the same ones in a whole utterance.
+    `precision` is the profile's unless given."""
     whole, hidden = _layers(s, cell, layers), s.hidden
     most = rivals.parameters_left(_layers(s, "lstm", 5)) / s.compression
     if rival == "small-dense":
@@ -70,6 +71,7 @@ def _recogniser(s: Speech, title: str, cell: str = "hlstm", layers: int = 3, riv
         schedule |= {"structure": "block16"}
     model = {"labels": len(ALPHABET), "cell": cell, "layers": layers, "hidden": hidden, "channels": s.channels,
              "stride": s.stride, "dropout": 0.1} | ({"activation": "tanh"} if cell == "hlstm" else {})
+    model |= {"gate_dropout": gate_dropout} if gate_dropout else {}
     settings = Settings(lr=s.lr, retrain_lr=s.retrain_lr, precision=precision or s.precision, fused=True)
     return Recipe(title, model, schedule, settings, task,
                   masked="[rc]*.weight*" if convolutions or fast else benchmarks.Speech.masked)
@@ -105,6 +107,8 @@ CATALOGUE: dict[str, Callable[[Speech | Toy | Captions], Recipe]] = _named(_reco
     ("gru4-fp32", "GRU x4, dense, single precision", {"cell": "gru", "layers": 4, "precision": "fp32"}),
     ("lstm5-long", "LSTM x5, dense, trained longer", {"cell": "lstm", "layers": 5, "long": True}),
     ("hlstm3-long", "H-LSTM x3, dense, trained longer", {"long": True}),
+    ("hlstm3-dropout-long", "H-LSTM x3, dense, dropout in the gates, trained longer",
+     {"gate_dropout": 0.2, "long": True}),
     ("hlstm3-gp-gradual-long", "H-LSTM x3, grown, pruned gradually, accurate, trained longer",
      {"rival": "gp-gradual", "long": True}),
     ("hlstm3-compact-gp-gradual-long", "H-LSTM x3, grown, pruned gradually, compact, trained longer",

@@ -119,7 +119,7 @@ def scan(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], biases: list[Te
     ih, hh, *behind = (w.to(low) for w in weights)
     first, *others = (b.to(low) for b in biases) if biases else [None] * len(weights)
     steps = min(T, _stretch(B, low))
-    fused, compiled = _fused(c, low), _compiled(c, low, (hh, *behind), (D, stacks), noise)
+    fused, compiled = _fused(c, low), _compiled(c, low, (hh, *behind), (D, stacks))
     if large := _large(compiled, low):
         project = large.product(ih, D, first)
     else:
@@ -138,7 +138,8 @@ def scan(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], biases: list[Te
         if fused:
             fields = _by_row(H, c, gates[here], cs, hs[here])
         if compiled:
-            compiled.forward(_numpy(projected), h.reshape(-1, H).numpy(), *packed, bias.numpy(), stacks,
+            compiled.forward(_numpy(projected), h.reshape(-1, H).numpy(), *packed, bias.numpy(),
+                             _factors(noise, here, hidden_here), stacks,
                              compiled.gates.ACTIVATIONS.index(activation), _numpy(hidden_here[0]), *fields)
             h, c = hs[here][-1], cs[-1]
         for t in () if compiled else range(len(cs)):
@@ -209,9 +210,9 @@ def _fused(c: Tensor, low: torch.dtype):
     return gates
 
 
-def _compiled(c: Tensor, low: torch.dtype, weights: tuple[Tensor, ...], groups: tuple[int, ...], noise: list[Tensor]):
-    """All steps in one call (steps.py), where the CPU can: gates of one hidden layer, without dropout."""
-    if len(weights) != 2 or noise or not _fused(c, low):
+def _compiled(c: Tensor, low: torch.dtype, weights: tuple[Tensor, ...], groups: tuple[int, ...]):
+    """All steps in one call (steps.py), where the CPU can: gates of one hidden layer."""
+    if len(weights) != 2 or not _fused(c, low):
         return None
     from . import steps
     if low == torch.float32 and steps.team.size() == 1 < torch.get_num_threads():          # the matrix library has more
@@ -229,6 +230,15 @@ def _by_row(H: int, start: Tensor, gates: Tensor, *states: Tensor) -> list:
     (steps, B, D*4H) and states (steps, B, D*H) as (R, H), (steps, R, 4, H) and (steps, R, H)."""
     return [start.view(-1, H).numpy(), gates.view(len(gates), -1, 4, H).numpy(),
             *(s.view(len(s), -1, H).numpy() for s in states)]
+
+
+def _factors(noise: list[Tensor], here: slice, hidden: Tensor):
+    """Dropout factors of the one hidden layer (layers, steps, B, N) in a stretch, as steps.py takes them: (steps, B,
+    N), (1, B, N) where a sequence keeps its own, (0, B, N) without dropout."""
+    if not noise:
+        return _numpy(hidden[0, :0])
+    own = noise[0][:1] if noise[0].stride(0) == 0 else noise[0][here]
+    return _numpy(own.to(hidden.dtype).contiguous())
 
 
 def _numpy(s: Tensor):
@@ -267,7 +277,7 @@ def scan_backward(dhs: Tensor | None, dcn: Tensor | None, x: Tensor, h: Tensor, 
     (T, B, _), H, low = x.shape, weights[1].shape[1], hidden.dtype
     D, steps = h.shape[1] // H, min(T, _stretch(B, low))
     ih, hh, *behind = (w.to(low) for w in weights)
-    fused, compiled = _fused(starts, low), _compiled(starts, low, (hh, *behind), (D, stacks), noise)
+    fused, compiled = _fused(starts, low), _compiled(starts, low, (hh, *behind), (D, stacks))
     if compiled:
         packed = [compiled.products.pack_back(w, n) for w, n in ((hh, D), (behind[0], stacks))]
     else:
@@ -294,7 +304,8 @@ def scan_backward(dhs: Tensor | None, dcn: Tensor | None, x: Tensor, h: Tensor, 
             fields = _by_row(H, c, together, cs)
         if compiled:
             given = (cs[:0] if s is None else s.contiguous() for s in (dhs_here, dcs))
-            compiled.backward(*(s.view(len(s), B * D, H).numpy() for s in given), *running, *packed, stacks,
+            compiled.backward(*(s.view(len(s), B * D, H).numpy() for s in given), *running, *packed,
+                              _factors(noise, here, hidden_here), stacks,
                               compiled.gates.ACTIVATIONS.index(activation), _numpy(hidden_here[0]), *fields,
                               *map(_numpy, done))
         elif fused:

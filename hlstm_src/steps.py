@@ -20,24 +20,25 @@ from .products import ROWS, begin, end, product, shares
 from .team import meet
 
 
-def forward(projected, h, recur, behind, bias, stacks, activation, hidden, c, all_gates, cs, hs):
+def forward(projected, h, recur, behind, bias, noise, stacks, activation, hidden, c, all_gates, cs, hs):
     """A stretch: the steps for which there is something projected (steps, B, N).
 
     h, c (R, H): before it. recur, behind: packed matrices of h and of the layer behind the hidden one.
-    bias (M) of the gates, or empty. Fills in hidden (steps, B, N), gates (steps, R, 4, H), cs and hs (steps, R, H).
+    bias (M) of the gates, or empty. noise: dropout factors of the hidden layer (steps, B, N), or (1, B, N) for all
+    steps, or empty. Fills in hidden before dropout (steps, B, N), gates (steps, R, 4, H), cs and hs (steps, R, H).
     """
     (_, B, N), (R, H) = projected.shape, h.shape
     # Products take P rows, a multiple of 16; those behind the batch mean nothing.
     P, D = -(-B // ROWS) * ROWS, R // B
     low, a = np.zeros((P, D * H), hidden.dtype), np.zeros((P, N), hidden.dtype)
     sums, z = np.empty((P, N), np.float32), np.empty((P, 4 * D * H), np.float32)
-    team.together(lambda *parts: _forward(projected, h, recur, behind, bias.reshape(-1, 4, H), stacks, activation,
-                                          hidden, c, all_gates, cs, hs, low, a, sums, z, *parts))
+    team.together(lambda *parts: _forward(projected, h, recur, behind, bias.reshape(-1, 4, H), noise, stacks,
+                                          activation, hidden, c, all_gates, cs, hs, low, a, sums, z, *parts))
 
 
 @compiled
-def _forward(projected, h, recur, behind, bias, stacks, activation, hidden, c, all_gates, cs, hs, low, a, sums, z,
-             counter, part, parts):
+def _forward(projected, h, recur, behind, bias, noise, stacks, activation, hidden, c, all_gates, cs, hs, low, a, sums,
+             z, counter, part, parts):
     """One thread's part. low (P, D*H): h as products take it; sums and a (P, N): before and behind the hidden layer's
     activation; z (P, M): what goes into the gates. bias (D, 4, H)."""
     (steps, B, _), (R, H), P, met = projected.shape, h.shape, len(low), 0
@@ -53,6 +54,8 @@ def _forward(projected, h, recur, behind, bias, stacks, activation, hidden, c, a
         gates.hidden(sums, projected[t], a[:B], activation, part, parts)
         for b in share(B, part, parts):
             hidden[t, b] = a[b]
+        if len(noise):
+            gates.dropped(a, noise[t % len(noise)], a[:B], part, parts)
         met = meet(counter, columns, met)
         product(a, behind, stacks, z, rows, column, columns)
         met = meet(counter, columns, met)
@@ -63,7 +66,7 @@ def _forward(projected, h, recur, behind, bias, stacks, activation, hidden, c, a
     end(hidden)
 
 
-def backward(dhs, dcs, dh, dc, recur, behind, stacks, activation, hidden, c, all_gates, cs, dhidden, dgates):
+def backward(dhs, dcs, dh, dc, recur, behind, noise, stacks, activation, hidden, c, all_gates, cs, dhidden, dgates):
     """The way back of `forward`: from hidden, c before the stretch and gates to dhidden (steps, B, N) and dgates
     (steps, B, M). dhs, dcs: (steps, R, H) or empty. dh, dc (R, H): running; in the end those before the stretch.
     recur, behind: packed by `pack_back`. cs is filled in again."""
@@ -71,13 +74,13 @@ def backward(dhs, dcs, dh, dc, recur, behind, stacks, activation, hidden, c, all
     P, D = -(-B // ROWS) * ROWS, R // B
     d, e = np.zeros((P, 4 * D * H), hidden.dtype), np.zeros((P, N), hidden.dtype)
     da, before = np.empty((P, N), np.float32), np.empty((P, D * H), np.float32)
-    team.together(lambda *parts: _backward(dhs, dcs, dh, dc, recur, behind, stacks, activation, hidden, c, all_gates,
-                                           cs, dhidden, dgates, d, e, da, before, *parts))
+    team.together(lambda *parts: _backward(dhs, dcs, dh, dc, recur, behind, noise, stacks, activation, hidden, c,
+                                           all_gates, cs, dhidden, dgates, d, e, da, before, *parts))
 
 
 @compiled
-def _backward(dhs, dcs, dh, dc, recur, behind, stacks, activation, hidden, c, all_gates, cs, dhidden, dgates, d, e, da,
-              before, counter, part, parts):
+def _backward(dhs, dcs, dh, dc, recur, behind, noise, stacks, activation, hidden, c, all_gates, cs, dhidden, dgates, d,
+              e, da, before, counter, part, parts):
     """One thread's part. d (P, M): gradients before the gates' activations; da and e (P, N): behind and before the
     hidden layer's; before (P, D*H): of h one step earlier."""
     (steps, B, _), (R, H), P, met = dhidden.shape, dh.shape, len(d), 0
@@ -96,6 +99,8 @@ def _backward(dhs, dcs, dh, dc, recur, behind, stacks, activation, hidden, c, al
         met = meet(counter, columns, met)
         product(d, behind, stacks, da, rows, column, columns)
         met = meet(counter, columns, met)
+        if len(noise):
+            gates.dropped(da, noise[t % len(noise)], da[:B], part, parts)
         gates.hidden_backward(da, hidden[t], e[:B], activation, part, parts)
         for b in share(B, part, parts):
             dgates[t, b], dhidden[t, b] = d[b], e[b]

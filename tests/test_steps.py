@@ -147,6 +147,32 @@ def test_two_directions_unequal_lengths_and_no_biases(monkeypatch, kind, bias, o
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("T, B", [(11, 5), (3, 33), (30, 16)])
+@pytest.mark.parametrize("options", [{"gate_dropout_per": "step"}, {"gate_dropout_per": "sequence"},
+                                     {"gate_dropout_per": "step", "bidirectional": True, "activation": "relu"},
+                                     {"gate_dropout_per": "sequence", "bidirectional": True, "shared_hidden": True}])
+def test_dropout_in_the_gates_drops_what_it_does_step_by_step(monkeypatch, kind, options, T, B):
+    """Equal factors: near the values of the other way, in single precision and over several stretches, too."""
+    torch.manual_seed(5)
+    layer = HLSTM(32, 32, **{"activation": "tanh"} | options, gate_dropout=0.4)
+    x, low = torch.randn(T, B, 32), kind != torch.float32
+    begun, found = [], {}
+    monkeypatch.setattr(steps, "forward", lambda *a, real=steps.forward: begun.append(len(a[5])) or real(*a))
+    for own, precise in ((True, low), (False, low), (False, False)):
+        monkeypatch.setattr(products, "available", lambda _, real=products.available, own=own: own and real(kind))
+        torch.manual_seed(6)
+        found[own, precise] = ran(layer, x, low=precise)
+    assert begun == [1 if options["gate_dropout_per"] == "sequence" else min(scans._stretch(B, kind), T - t)
+                     for t in range(0, T, scans._stretch(B, kind))]
+    exact = found[False, False]
+    far, was = distance(found[True, low], exact), distance(found[False, low], exact)
+    assert max(far) < (0.15 if low else 1e-5)
+    assert all(a < 1.5 * b + (1e-2 if low else 1e-6) for a, b in zip(far, was))
+    torch.manual_seed(7)
+    assert max(distance(ran(layer, x, low=False), exact)) > 0.01                   # other factors, other values
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("some", [[0], [4, 2], [17, 3, 20, 8], list(range(19))])
 def test_a_row_is_the_same_bits_in_any_batch(kind, some):
     """What comes from x is left out; the matrix library may sum it in another order."""
@@ -160,6 +186,7 @@ def test_a_row_is_the_same_bits_in_any_batch(kind, some):
 def steps_of(layer, x, kind):
     """What the compiled steps fill in, there and back, apart from the matrix library's part: all that `scan` keeps, and
     the gradients of the first states."""
+    torch.manual_seed(8)
     h, c = (torch.ones(layer.directions, x.shape[1], layer.hidden_size, requires_grad=True) for _ in range(2))
     kept = []
     with torch.autocast("cpu", torch.bfloat16, enabled=kind != torch.float32), pytest.MonkeyPatch.context() as patch:
@@ -175,7 +202,8 @@ def steps_of(layer, x, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"shared_hidden": True, "bias": False}])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"shared_hidden": True, "bias": False},
+                                     {"gate_dropout": 0.3}])
 @pytest.mark.parametrize("batch", [1, 5, 32, 37])
 def test_several_threads_make_the_bits_of_one(kind, options, batch):
     torch.manual_seed(4)
@@ -249,7 +277,7 @@ def test_first_states_and_gradients_of_every_state_count():
 
 
 @pytest.mark.parametrize("sizes, options", [((32, 40), {}), ((32, 32), {"gate_width": 24}),
-                                            ((32, 32), {"gate_layers": 2}), ((32, 32), {"gate_dropout": 0.5})])
+                                            ((32, 32), {"gate_layers": 2})])
 def test_what_does_not_fit_goes_the_other_way(monkeypatch, sizes, options):
     monkeypatch.setattr(steps, "forward", lambda *_: pytest.fail("compiled steps were used"))
     ran(HLSTM(*sizes, **options), torch.randn(3, 2, 32))
