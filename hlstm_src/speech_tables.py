@@ -27,6 +27,7 @@ from .tables import MISSING, RECORDED, Table, factor, percent, spread
 BASELINE, DENSE, ACCURATE, COMPACT = "ds2-lstm5", "ds2-hlstm3", "ds2-hlstm3-gp", "ds2-hlstm3-compact"
 FAST = "ds2-hlstm3-fast"
 WIDE = "wide"          # the profile whose recognisers are as wide as the paper's
+LONG = "-long"         # the end of the names of those that were trained twice as long
 WAYS = {"-gp-gradual": "gradually", "-whole": "gradually, convolutions, too", "-fast": "in blocks"}   # else in rounds
 
 SPEECH = (
@@ -91,6 +92,46 @@ def tab_ds2_wide(root: str | Path | None = None) -> Table:
     caption = f"Recognisers {PROFILES[WIDE].speech.hidden} wide; ours were grown, then pruned gradually"
     return compare("tab-ds2-wide", caption, "deepspeech2", rows, [SIZE, COMPRESSION, WER, CER, WORDS], None, root,
                    recorded=WIDE)
+
+
+def tab_ds2_long(root: str | Path | None = None, profile: str = RECORDED) -> Table:
+    """The recognisers that were trained twice as long, with more of the sound blanked (`tab-ds2-long`), beside those of
+    the usual recipe: error rates of both, and the difference from the LSTM x5 that was trained as long."""
+    rows = [("LSTM x5", BASELINE), ("H-LSTM x3", DENSE), ("H-LSTM x3, dropout in the gates", f"{DENSE}-dropout"),
+            ("accurate", f"{DENSE}-gp-gradual"), ("compact", f"{COMPACT}-gp-gradual")]
+    usual, long = "the usual recipe", "twice as long"
+    columns = [(group, head) for group in (usual, long) for head in ("WER %, validation", WER.heading)]
+    columns += [(long, WORDS.heading), (long, "WER against LSTM x5")]
+    base, lines = records.find(profile, BASELINE + LONG, root), []
+    for label, name in rows:
+        runs, longer = (records.find(profile, each, root) for each in (name, name + LONG))
+        if not longer:
+            continue
+        cells = [spread([run_scores["wer"] for run_scores in found if "wer" in run_scores])
+                 for group in (runs, longer) for found in ([r.valid_scores for r in group], [r.scores for r in group])]
+        apart = paired(longer, base) if name != BASELINE else None
+        lines.append((label, [*cells, spread([r.scores["wer_words"] for r in longer if "wer_words" in r.scores]),
+                              f"{apart[0]:+.1f} ({apart[1]:+.1f} to {apart[2]:+.1f})" if apart else MISSING]))
+    notes = ["In brackets behind a difference: what other utterances of these speakers could make of it (95 %).",
+             "Accurate and compact: H-LSTM x3, grown, then pruned gradually."]
+    return Table("tab-ds2-long", "Recognisers trained for twice the epochs, with more of the sound blanked", "network",
+                 columns, lines, notes)
+
+
+def tab_ds2_precision(root: str | Path | None = None, profile: str = RECORDED) -> Table:
+    """Runs of one recipe and seed whose products were in bfloat16 and in single precision (`tab-ds2-precision`): as the
+    records tell, which name the precision that the processor had."""
+    lines = []
+    for label, name in (("LSTM x5", BASELINE), ("GRU x4", "ds2-gru4")):
+        for run in (r for each in (name, f"{name}-fp32") for r in records.find(profile, each, root) if r.seed == 0):
+            hours = f"{run.provenance.seconds / 3600:.1f}"
+            lines.append((label, [str(run.provenance.precision or "bf16, by its recipe"), run.provenance.cpu, hours,
+                                  *(percent(scores["wer"]) if "wer" in scores else MISSING
+                                    for scores in (run.valid_scores, run.scores))]))
+    heads = [("", head) for head in ("products", "processor", "hours", "WER %, validation", WER.heading)]
+    return Table("tab-ds2-precision", "One recipe in two precisions, seed 0", "network", heads, lines,
+                 ["Hours on one thread, with other work beside: no comparison of speeds."],
+                 frozenset({"products", "processor"}))
 
 
 def tab_ds2_tuning(root: str | Path | None = None, profile: str = RECORDED) -> Table:

@@ -151,3 +151,29 @@ def test_wide_networks_are_those_of_their_own_profile(tmp_path):
     assert shown["LSTM x5, dense"]["WER %"] == "9.0, n=1"
     assert shown["compact"]["compression"] == "30.0x"
     assert set(shown["accurate"].values()) == {"–"}
+
+
+def test_networks_trained_longer_are_held_against_an_lstm_trained_as_long(tmp_path):
+    def said(wrong):
+        """Ten utterances of two words, of which so many have one error."""
+        return [{"id": str(k), "speaker": "s", "reference": "A B", "hypothesis": "A C" if k < wrong else "A B"}
+                for k in range(10)]
+    for name, wer, wrong in (("ds2-lstm5", 30.0, 6), ("ds2-lstm5-long", 20.0, 4), ("ds2-hlstm3-long", 10.0, 2)):
+        record = make(name, "desk", scores={"wer": wer}, valid_scores={"wer": wer + 1}, samples=said(wrong))
+        record.save(records.path_of(name, "desk", 0, tmp_path))
+    table = st.tab_ds2_long(tmp_path)
+    assert [name for name, _ in table.rows] == ["LSTM x5", "H-LSTM x3"]            # those that were trained longer
+    assert row(table, "LSTM x5") == ["31.0, n=1", "30.0, n=1", "21.0, n=1", "20.0, n=1", MISSING, MISSING]
+    cells = row(table, "H-LSTM x3")
+    assert cells[:4] == [MISSING, MISSING, "11.0, n=1", "10.0, n=1"] and cells[5].startswith("-10.0 (-")
+    assert set(st.tab_ds2_long(tmp_path / "none").rows) == set()
+
+
+def test_two_precisions_of_one_seed_stand_together(tmp_path):
+    for name, seed, precision in (("ds2-lstm5", 0, None), ("ds2-lstm5", 1, "bf16"), ("ds2-lstm5-fp32", 0, "fp32")):
+        record = make(name, "desk", seed, scores={"wer": 10.0 + seed}, valid_scores={"wer": 12.0})
+        record.provenance.precision = precision
+        record.save(records.path_of(name, "desk", seed, tmp_path))
+    table = st.tab_ds2_precision(tmp_path)
+    assert [cells[0] for _, cells in table.rows] == ["bf16, by its recipe", "fp32"]
+    assert [cells[2:] for _, cells in table.rows] == [["0.0", "12.0", "10.0"]] * 2
