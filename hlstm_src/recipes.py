@@ -44,12 +44,13 @@ def _layers(s: Speech, cell: str, layers: int, hidden: int | None = None) -> nn.
 
 
 def _recogniser(s: Speech, title: str, cell: str = "hlstm", layers: int = 3, rival: str = "dense",
-                compact: bool = False, convolutions: bool = False, fast: bool = False, long: bool = False,
-                gate_dropout: float = 0.0, precision: str | None = None) -> Recipe:
+                compact: bool = False, medium: bool = False, convolutions: bool = False, fast: bool = False,
+                long: bool = False, gate_dropout: float = 0.0, precision: str | None = None) -> Recipe:
     """A recogniser. A sparse one ends at the density of the accurate model or, if `compact`, with at least
-    `compression` times fewer live recurrent weights than the LSTM x5 has; "small-dense" is so narrow instead. With
-    `convolutions` these are pruned, too; of a `fast` one as well, and all connections go in blocks of 16, which any CPU
-    multiplies by quickly. A `long` one trains for twice the epochs, and from a quarter of them on more of the
+    `compression` times fewer live recurrent weights than the LSTM x5 has; "small-dense" is so narrow instead. A
+    `medium` one has as many as the compact model of the profile `wide`, if that makes it sparser than the accurate one.
+    With `convolutions` these are pruned, too; of a `fast` one as well, and all connections go in blocks of 16, which
+    any CPU multiplies by quickly. A `long` one trains for twice the epochs, and from a quarter of them on more of the
     spectrogram is blanked. `gate_dropout` drops hidden units of the gates, the same ones in a whole utterance.
     `precision` is the profile's unless given."""
     whole, hidden = _layers(s, cell, layers), s.hidden
@@ -58,6 +59,10 @@ def _recogniser(s: Speech, title: str, cell: str = "hlstm", layers: int = 3, riv
         hidden = rivals.small_width(lambda width: _layers(s, cell, layers, width), int(most), most=s.hidden)
     sizes = [p.numel() for p in whole.parameters()]
     density = s.fast if fast else s.accurate
+    if medium:
+        wide = profile("wide").speech
+        left = rivals.parameters_left(_layers(wide, "lstm", 5)) / wide.compression
+        density = min(density, (left - len(sizes)) / sum(sizes))
     if compact:                                                    # each matrix rounds by half a unit at most
         density = (most - len(sizes) * (8 if fast else 1)) / sum(sizes)
     schedule, task = {"epochs": s.epochs}, {"batch": s.batch, "limit": s.limit, "ordered": s.ordered}
@@ -111,6 +116,8 @@ CATALOGUE: dict[str, Callable[[Speech | Toy | Captions], Recipe]] = _named(_reco
      {"gate_dropout": 0.2, "long": True}),
     ("hlstm3-gp-gradual-long", "H-LSTM x3, grown, pruned gradually, accurate, trained longer",
      {"rival": "gp-gradual", "long": True}),
+    ("hlstm3-medium-gp-gradual-long", "H-LSTM x3, grown, pruned gradually, medium, trained longer",
+     {"rival": "gp-gradual", "medium": True, "long": True}),
     ("hlstm3-compact-gp-gradual-long", "H-LSTM x3, grown, pruned gradually, compact, trained longer",
      {"rival": "gp-gradual", "compact": True, "long": True})))
 

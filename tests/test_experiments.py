@@ -384,6 +384,9 @@ def test_recognisers_train_for_equal_epochs_and_the_small_ones_are_alike(profile
             assert (0.8 if profile == "smoke" else 0.9) * most < live[name] <= most       # blocks are large there
         elif "small" in name and profile not in ("smoke", "laptop"):      # there a unit more or less is a large step
             assert abs(cells[name] / most - 1) < 0.05
+    assert live["ds2-hlstm3-medium-gp-gradual-long"] <= cells["ds2-hlstm3"] * sizes.accurate
+    if profile == "desk":
+        assert abs(50_380_800 / live["ds2-hlstm3-medium-gp-gradual-long"] - 40) < 0.001        # the paper's LSTM x5
     assert live["ds2-hlstm3-gp"] == live["ds2-hlstm3-prune"] == cells["ds2-hlstm3"] * sizes.accurate
     fast = experiments.recipe("ds2-hlstm3-fast", profile)
     assert fast.schedule["structure"] == "block16" and cells["ds2-hlstm3-fast"] > cells["ds2-hlstm3"]
