@@ -10,7 +10,7 @@ import json
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 
@@ -176,13 +176,19 @@ def speeds(root: str | Path | None = None, profile: str = RECORDED) -> dict[str,
     return found
 
 
+def heard_best(names: Iterable[str], root: str | Path | None = None, profile: str = RECORDED) -> str | None:
+    """Of the experiments with the most seeds, as the mean of few is luck, the one that has the lowest mean validation
+    WER; None if none is recorded."""
+    rates = {name: [run.valid_scores.get("wer", 100.0) for run in runs]
+             for name in names if (runs := records.find(profile, name, root))}
+    return min(rates, key=lambda name: (-len(rates[name]), statistics.fmean(rates[name])), default=None)
+
+
 def preferred(name: str, root: str | Path | None = None, profile: str = RECORDED) -> str:
-    """The experiment, or its like that was grown and pruned gradually, its convolutions, too, or in blocks: of those
-    with the most seeds, as the mean of few is luck, the one that has the lowest mean validation WER."""
+    """The experiment, or of its like that was grown and pruned gradually, its convolutions, too, or in blocks, the one
+    that is `heard_best`."""
     own = name.removesuffix("-gp")
-    rates = {each: [run.valid_scores.get("wer", 100.0) for run in runs]
-             for each in (name, *(own + way for way in WAYS)) if (runs := records.find(profile, each, root))}
-    return min(rates, key=lambda each: (-len(rates[each]), statistics.fmean(rates[each])), default=name)
+    return heard_best((name, *(own + way for way in WAYS)), root, profile) or name
 
 
 def paired(ours: list[RunRecord], base: list[RunRecord], resamples: int = 1000) -> tuple[float, float, float] | None:
