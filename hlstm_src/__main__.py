@@ -289,8 +289,8 @@ def doctor():
     """Look at this machine: packages, cores, GPU, corpora. Exit code 1 if something needed is missing."""
     import torch
 
+    from .library import has_bfloat16
     from .profiles import MINI_SCENES, MINI_SPEECH, PROFILES, ROOT, home, place
-    from .scan import has_bfloat16
     missing = []
     for package in ("accelerate", "jiwer", "jupyter_book", "numpy", "pandas", "papermill", "safetensors", "snakemake",
                     "soundfile"):

@@ -25,10 +25,10 @@ from torch.profiler import ProfilerActivity, profile
 from . import records
 from .files import replacing
 from .growprune import Gradients
+from .library import has_bfloat16
 from .lstm import HLSTM, step
 from .masks import ConnectionMasks
 from .records import LatencyRow
-from .scan import has_bfloat16
 
 SHAPES = [(150, 16, 512), (17, 64, 512), (150, 16, 800), (150, 16, 256)]       # T, B, H of speech and captions
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from . import experiments
 from .bench import in_columns, interleaved, rows_of
 from .deepspeech2 import ctc_loss
+from .library import has_bfloat16
 from .records import LatencyRow
-from .scan import has_bfloat16
 from .training import Trainer
 
 NAMES = "ds2-lstm5", "ds2-hlstm3", "ds2-hlstm3-gp"

@@ -186,6 +186,24 @@ def hidden_backward(d, a, out, activation, part, parts):
 
 
 @compiled
+def copied(x, out, part, parts):
+    """x (R, N) into out, which may have more or fewer rows; so in loops, since slices cost numba ten times as much."""
+    for r in share(min(len(x), len(out)), part, parts):
+        row, into = x[r], out[r]
+        for k in range(len(into)):
+            into[k] = row[k]
+
+
+@compiled
+def added(x, total, part, parts):
+    """Adds x to total, both (R, H)."""
+    for r in share(len(total), part, parts):
+        row, into = x[r], total[r]
+        for k in range(len(into)):
+            into[k] += row[k]
+
+
+@compiled
 def rounded(x, out, part, parts):
     """x (R, H) in the type of out, which may have more rows."""
     for r in share(x.shape[0], part, parts):

@@ -1,121 +1,236 @@
-"""Products of many rows in float32, for what waits for no other step: projections and the gradients of weights and x.
+"""Products of many rows, for what waits for no other step: projections and the gradients of weights and x.
 
 The matrix library's own are as quick where it knows the processor, and half as quick where it does not use vectors of
-16 numbers though they are there. These are called as those in scan.py are, and make the same bits with any number of
-threads.
+16 numbers though they are there. These are called as those in library.py are, for weights in float32 or bfloat16, and
+make the same bits with any number of threads; sums are float32.
+
+A strip (vectors.py) times a panel is all there is. Both lie deep in a matrix, a row of it after the other, or in
+bfloat16 two rows after two: then what lies one above the other becomes a pair, the 32 bits of a uint32.
 """
 
 from collections.abc import Callable
 
 import numpy as np
+import torch
 import torch.nn.functional as F
+from numba import types
+from numba.extending import overload
 from torch import Tensor
 
 from . import products, team
 from .compiled import compiled
-from .gates import share
-from .vectors import HEIGHT, LANES, PANEL, strip, strip_more
+from .gates import _float32, share
+from .team import meet
+from .vectors import (
+    HEIGHT,
+    LANES,
+    PANEL,
+    WIDTH,
+    pairs_of_strip,
+    pairs_of_vector,
+    room,
+    strip,
+    strip_more,
+    strip_more_of_pairs,
+    strip_of_pairs,
+    take_strip,
+    take_vector,
+)
 
-WORTH_IT = LANES == 16                 # with vectors of 8 the library is no slower
+# Whether they are quicker than the library's, by the type of the weights.
+WORTH_IT = {torch.float32: LANES == 16, torch.bfloat16: bool(products.HAS("avx512bf16")) and not products.TILES}
+DEEP = 384                             # depth of a piece of a panel that stays in the nearest cache
+TAKEN = 32                             # columns of d that are taken at once: of fewer, lines of the cache come in vain
 
 
 def product(weight: Tensor, groups: int, bias: Tensor | None = None) -> Callable:
-    """`scan.product`, for rows of weight in panels: R a multiple of 32 in each block."""
-    packed = products.pack(weight)
+    """`library.product`, for rows of weight in panels: R a multiple of 32 in each block."""
+    packed = products.pack(_filled(weight, 1))
 
     def multiply(x: Tensor) -> Tensor:
-        whole = _whole(x)
-        y = whole.new_empty(len(whole), len(weight))
-        arrays = whole.numpy(), packed, groups, y.numpy()
+        whole = _filled(x, groups, products.ROWS)
+        y = torch.empty(len(whole), len(weight))
+        arrays = _numpy(whole), packed, groups, y.numpy()
         team.together(lambda _, part, parts: _product(*arrays, part, parts))
         return y[:len(x)] if bias is None else y[:len(x)].add_(bias)
     return multiply
 
 
 def back(weight: Tensor, groups: int) -> Callable:
-    """`scan.back`, for any number of columns of weight. No copy of the weight is made."""
-    w = weight.numpy()
+    """`library.back`; R a multiple of 32 in each block. No copy of a weight is made if K is one, too."""
+    K, w = weight.shape[1], _filled(weight, 1)
+    panel = _room(1, weight, len(w) // groups, len(w))[0, 0]
 
     def multiply(d: Tensor) -> Tensor:
-        whole = _whole(d)
-        x = whole.new_empty(len(whole), groups * w.shape[1])
-        arrays = whole.numpy(), w, groups, x.numpy()
+        whole = _filled(d, groups, HEIGHT)
+        x = torch.empty(len(whole), groups, w.shape[1])
+        arrays = _numpy(whole), _numpy(w), groups, x.flatten(1).numpy(), panel
         team.together(lambda _, part, parts: _back(*arrays, part, parts))
-        return x[:len(d)]
+        return x[:len(d), :, :K].flatten(1)
     return multiply
 
 
-def add_outer(total: Tensor, d: Tensor, a: Tensor, groups: int) -> None:
-    """`scan.add_outer`, for rows of total in strips: R a multiple of 32 in each block."""
-    arrays = total.numpy(), d.flatten(0, 1).numpy(), a.contiguous().flatten(0, 1).numpy()
-    team.together(lambda _, part, parts: _add_outer(*arrays, groups, part, parts))
+class Outer:
+    """`library.add_outer`; R a multiple of 32 in each block, and total in float32. Room for panels is kept from call to
+    call, since fresh memory is slow."""
+
+    def __init__(self):
+        self.room = {}
+
+    def __call__(self, total: Tensor, d: Tensor, a: Tensor, groups: int) -> None:
+        K, d, a = total.shape[1], _filled(d.flatten(0, 1), groups, 2), _filled(a.to(d.dtype).flatten(0, 1), groups, 2)
+        whole = total if K % PANEL == 0 else _filled(total, 1)
+        if (key := (whole.shape[1], len(d))) not in self.room:
+            self.room[key] = _room(whole.shape[1] // PANEL, d, len(d), DEEP)
+        arrays = whole.numpy(), _numpy(d), _numpy(a), groups, self.room[key]
+        team.together(lambda *parts: _add_outer(*arrays, *parts))
+        if whole is not total:
+            total.copy_(whole[:, :K])
 
 
-def _whole(x: Tensor) -> Tensor:
-    """x (rows, K) with rows of zeros behind it up to a multiple of HEIGHT."""
-    return F.pad(x, (0, 0, 0, -len(x) % HEIGHT)) if len(x) % HEIGHT else x.contiguous()
+def add_rows(total: Tensor, d: Tensor) -> None:
+    """`library.add_rows`."""
+    arrays = total.numpy(), _numpy(d.flatten(0, 1))
+    team.together(lambda _, part, parts: _add_rows(*arrays, part, parts))
 
+
+def _filled(x: Tensor, groups: int, rows: int = 1) -> Tensor:
+    """x (n, groups*K) with zeros behind the columns of each block up to a multiple of PANEL, and behind the rows."""
+    blocks = x.reshape(len(x), groups, -1)
+    more = -blocks.shape[2] % PANEL, -len(x) % rows
+    return F.pad(blocks, (0, more[0], 0, 0, 0, more[1])).flatten(1) if any(more) else x.contiguous()
+
+
+def _room(count: int, like: Tensor, rows: int, deep: int) -> np.ndarray:
+    """So many panels for so many rows of a matrix of that type, in pieces of equal depth, at most so deep: (count,
+    pieces, depth, PANEL), or in pairs (count, pieces, WIDTH, depth, LANES)."""
+    single = like.dtype == torch.float32
+    depth = rows if single else -(-rows // 2)
+    pieces = -(-depth // deep)
+    depth = -(-depth // pieces)
+    return room((count, pieces, depth, PANEL) if single else (count, pieces, WIDTH, depth, LANES),
+                np.float32 if single else np.uint32)
+
+
+def _numpy(s: Tensor) -> np.ndarray:
+    return (s.view(torch.uint16) if s.dtype == torch.bfloat16 else s).numpy()
+
+
+# From here on compiled; x_at is the address of x ----------------------------------------------------------------------
 
 @compiled
 def _product(x, packed, groups, out, part, parts):
+    products.begin(x)
     products.product(x, packed, groups, out, (0, len(x)), part, parts)
+    products.end(x)
 
 
-@compiled
-def _cut(matrix, first, panel):
-    """Columns of a matrix (K, N) from the first one on -> panel (K, PANEL), zeros where there are none."""
-    columns = min(PANEL, matrix.shape[1] - first)
-    if columns == PANEL:                                           # a length that is known is a copy of two vectors
+def _panel(matrix, row, column, last, out):
+    """A panel of a matrix from a row and a column on, up to before the last row -> out (depth, PANEL), or of pairs
+    (WIDTH, depth, LANES)."""
+
+
+@overload(_panel)
+def _panel_of(matrix, row, column, last, out):
+    def numbers(matrix, row, column, last, out):
+        wide, at = matrix.strides[0], matrix.ctypes.data + row * matrix.strides[0] + 4 * column
+        for k in range(min(last - row, len(out))):
+            for n in range(WIDTH):
+                take_vector(at + k * wide + 4 * LANES * n, wide, out.ctypes.data + 4 * LANES * (k * WIDTH + n))
+
+    def pairs(matrix, row, column, last, out):
+        wide, at = matrix.strides[0], matrix.ctypes.data + row * matrix.strides[0] + 2 * column
+        for k in range(min((last - row) // 2, out.shape[1])):
+            for n in range(WIDTH):
+                pairs_of_vector(at + 2 * k * wide + 2 * LANES * n, wide,
+                                out.ctypes.data + 4 * LANES * (n * out.shape[1] + k))
+    return numbers if out.dtype == types.float32 else pairs
+
+
+def _strips(matrix, column, out):
+    """Columns of a matrix from one on, as many as the strips have -> out (strips, depth, HEIGHT)."""
+
+
+@overload(_strips)
+def _strips_of(matrix, column, out):
+    def numbers(matrix, column, out):
+        wide, at, size = matrix.strides[0], matrix.ctypes.data + 4 * column, 4 * HEIGHT
         for k in range(len(matrix)):
-            row = matrix[k, first:]
-            for j in range(PANEL):
-                panel[k, j] = row[j]
-    else:
-        panel[:] = 0
-        panel[:, :columns] = matrix[:, first:]
+            for n in range(len(out)):
+                take_strip(at + k * wide + size * n, wide, out.ctypes.data + size * (n * out.shape[1] + k))
+
+    def pairs(matrix, column, out):
+        wide, at, size = matrix.strides[0], matrix.ctypes.data + 2 * column, 4 * HEIGHT
+        for k in range(len(matrix) // 2):
+            for n in range(len(out)):
+                pairs_of_strip(at + 2 * k * wide + size // 2 * n, wide,
+                               out.ctypes.data + size * (n * out.shape[1] + k))
+    return numbers if out.dtype == types.float32 else pairs
+
+
+def _multiply(panels, x, wide, ahead, panel, depth, out, far, more):
+    """A strip of x times one of the panels -> out, with `more` added to what is there; as in vectors.py, where the
+    sizes are explained."""
+
+
+@overload(_multiply)
+def _multiply_of(panels, x, wide, ahead, panel, depth, out, far, more):
+    first, added = (strip, strip_more) if panels.dtype == types.float32 else (strip_of_pairs, strip_more_of_pairs)
+
+    def multiply(panels, x, wide, ahead, panel, depth, out, far, more):
+        if more:
+            added(x, wide, ahead, panel, depth, out, far)
+        else:
+            first(x, wide, ahead, panel, depth, out, far)
+    return multiply
 
 
 @compiled
-def _back(d, weight, groups, out, part, parts):
+def _back(d, weight, groups, out, panel, part, parts):
     """d (rows, R), weight (R, K) in blocks of rows -> out (rows, groups*K). A thread makes panels of its own."""
-    (R, K), wide = weight.shape, np.int64(4 * d.shape[1])
-    size, panel, edge = R // groups, np.empty((R // groups, PANEL), np.float32), np.empty((HEIGHT, PANEL), np.float32)
-    panels = -(-K // PANEL)
+    (R, K), own, wide, far = weight.shape, np.empty_like(panel), d.strides[0], 4 * out.shape[1]
+    size, panels, depth = R // groups, K // PANEL, panel.size // PANEL
+    d_at, out_at = d.ctypes.data, out.ctypes.data
     for n in range(part, groups * panels, parts):
         g, first = n // panels, n % panels * PANEL
-        columns = min(PANEL, K - first)
-        _cut(weight[g * size:(g + 1) * size], first, panel)
+        _panel(weight, g * size, first, (g + 1) * size, own)
         for p in range(0, len(d), HEIGHT):
-            rows = out[p:p + HEIGHT, g * K + first:g * K + first + columns]
-            to = rows if columns == PANEL else edge
-            strip(d.ctypes.data + p * wide + 4 * size * g, wide, 4, panel.ctypes.data, size, to.ctypes.data,
-                  to.strides[0])
-            if columns < PANEL:
-                rows[:] = edge[:, :columns]
+            _multiply(own, d_at + p * wide + g * size * d.itemsize, wide, 4, own.ctypes.data, depth,
+                      out_at + p * far + 4 * (g * K + first), far, False)
 
 
 @compiled
-def _add_outer(total, d, a, groups, part, parts):
-    """Adds to total (R, K), block by block, the transpose of d (rows, R) times a (rows, groups*K). A thread makes rows
-    of its own."""
-    (R, K), rows = total.shape, len(d)
-    size, panels = R // groups, -(-K // PANEL)
-    cut, strips = np.empty((panels, rows, PANEL), np.float32), np.empty((rows, HEIGHT), np.float32)
-    edge = np.empty((HEIGHT, PANEL), np.float32)
+def _add_outer(total, d, a, groups, panels, counter, part, parts):
+    """Adds to total (R, K), block by block, the transpose of d (rows, R) times a (rows, groups*K). Panels of a are cut
+    by all threads together; then each makes rows of total of its own."""
+    (R, K), (count, pieces), met = total.shape, panels.shape[:2], 0
+    size, depth = R // groups, panels[0, 0].size // PANEL
+    deep, step = depth * (4 // d.itemsize), 4 * depth * PANEL      # rows of a piece, and its bytes
+    strips = np.zeros((TAKEN // HEIGHT, pieces * depth, HEIGHT), panels.dtype)
+    total_at, strips_at, panels_at = total.ctypes.data, strips.ctypes.data, panels.ctypes.data
     for g in range(groups):
-        for n in range(panels):
-            _cut(a[:, g * K:(g + 1) * K], n * PANEL, cut[n])
-        for m in share(size // HEIGHT, part, parts):
-            first = g * size + m * HEIGHT
-            for k in range(rows):
-                row = d[k, first:]
-                for j in range(HEIGHT):
-                    strips[k, j] = row[j]
-            for n in range(panels):
-                own = total[first:first + HEIGHT, n * PANEL:(n + 1) * PANEL]
-                to = own if own.shape[1] == PANEL else edge
-                if own.shape[1] < PANEL:
-                    edge[:, :own.shape[1]] = own
-                strip_more(strips.ctypes.data, 4, 4 * HEIGHT, cut[n].ctypes.data, rows, to.ctypes.data, to.strides[0])
-                if own.shape[1] < PANEL:
-                    own[:] = edge[:, :own.shape[1]]
+        for n in range(part, count, parts):
+            for k in range(pieces):
+                _panel(a, k * deep, g * K + n * PANEL, len(a), panels[n, k])
+        met = meet(counter, parts, met)
+        for m in share(size // TAKEN, part, parts):
+            first = g * size + m * TAKEN
+            _strips(d, first, strips)
+            for n in range(count):
+                for k in range(pieces):                            # meanwhile a piece stays in the nearest cache
+                    for s in range(len(strips)):
+                        _multiply(panels, strips_at + 4 * HEIGHT * depth * (s * pieces + k), 4, 4 * HEIGHT,
+                                  panels_at + step * (n * pieces + k), depth,
+                                  total_at + 4 * ((first + s * HEIGHT) * K + n * PANEL), 4 * K, True)
+        met = meet(counter, parts, met)                            # before other panels take the place of these
+
+
+@compiled
+def _add_rows(total, d, part, parts):
+    """Adds to total (R) the sum of the rows of d (rows, R). A thread makes numbers of its own."""
+    first, last = len(total) * part // parts, len(total) * (part + 1) // parts
+    own = total[first:last]
+    for r in range(len(d)):
+        row = d[r, first:last]
+        for k in range(len(own)):
+            own[k] += _float32(row[k])

@@ -17,7 +17,7 @@ from numba.extending import intrinsic, overload
 from torch import Tensor, bfloat16, dtype, float32, uint16
 
 from .compiled import compiled
-from .vectors import BYTE, HAS, HEIGHT, PANEL, strip, strip_of_pairs
+from .vectors import BYTE, HAS, HEIGHT, PANEL, room, strip, strip_of_pairs
 
 ROWS = 16                              # of a tile; it is 64 bytes wide: 16 numbers in float32, 32 in bfloat16
 CONFIG = np.zeros(64, np.uint8)        # what the processor wants to know: palette 1, eight tiles of 16 rows, 64 bytes
@@ -56,7 +56,7 @@ def pack(weight: Tensor) -> np.ndarray:
     rows, K = weight.shape
     if weight.dtype == float32:
         return weight.reshape(rows // PANEL, PANEL, K).mT.contiguous().numpy()
-    return _cut(weight.contiguous().view(uint16).numpy())
+    return _cut(weight.contiguous().view(uint16).numpy(), room((rows // 16, K // 32, 16, 16, 2), np.uint16))
 
 
 def pack_back(weight: Tensor, groups: int) -> np.ndarray:
@@ -65,13 +65,13 @@ def pack_back(weight: Tensor, groups: int) -> np.ndarray:
     if weight.dtype == float32:                                    # (groups * K/PANEL, rows/groups, PANEL)
         blocks = weight.reshape(groups, rows // groups, K // PANEL, PANEL)
         return blocks.transpose(1, 2).reshape(-1, rows // groups, PANEL).contiguous().numpy()
-    return _cut_back(weight.contiguous().view(uint16).numpy(), groups)
+    out = room((groups * K // 16, rows // groups // 32, 16, 16, 2), np.uint16)
+    return _cut_back(weight.contiguous().view(uint16).numpy(), groups, out)
 
 
 @compiled
-def _cut(weight):
+def _cut(weight, out):
     rows, K = weight.shape
-    out = np.empty((rows // 16, K // 32, 16, 16, 2), np.uint16)
     for n in range(rows // 16):
         for k in range(K // 32):
             tile = out[n, k]
@@ -83,10 +83,9 @@ def _cut(weight):
 
 
 @compiled
-def _cut_back(weight, groups):
+def _cut_back(weight, groups, out):
     rows, K = weight.shape
     size = rows // groups
-    out = np.empty((groups * K // 16, size // 32, 16, 16, 2), np.uint16)
     for g in range(groups):
         for n in range(K // 16):
             for k in range(size // 32):

@@ -2,7 +2,7 @@
 
 It computes what `unroll` in lstm.py says, for one direction or for both at once. What makes it fast:
 - All gates and directions of a step are one product with a block-diagonal matrix (`product`), whose weights the matrix
-  library packs once for all steps, not anew at each.
+  library packs once for all steps, not anew at each (library.py).
 - What waits for no other step is done for a stretch of steps at once: the projections of x, the gradients of weights
   and x.
 - The element-wise work of the gates is one compiled call (gates.py), or a dozen of PyTorch's where numba is missing.
@@ -18,13 +18,12 @@ by direction and stack (N*G), of gates by direction and gate in PyTorch's order 
 `scan` is a custom operator, so that `torch.compile` and `torch.export` take it whole instead of unrolling the steps.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PACK_FROM = 2 ** 18, 4      # entries of a matrix and products with it from which on packing pays
+from .library import add_outer, add_rows, back, product
+
 STRETCH = 352, 1024         # rows (steps * B) of a stretch, at least: in float32 and float64, and in less
 
 ALONE = 0, 1                # part and parts in gates.py; numba takes 0.1 ms over arguments that are left out
@@ -37,64 +36,6 @@ GRADIENTS = {"relu": lambda d, a, out: aten.threshold_backward.grad_input(d, a, 
              "leaky_relu": lambda d, a, out: aten.leaky_relu_backward.grad_input(d, a, 0.01, True, grad_input=out),
              "tanh": lambda d, a, out: aten.tanh_backward.grad_input(d, a, grad_input=out),
              "elu": lambda d, a, out: aten.elu_backward.grad_input(d, 1, 1, 1, True, a, grad_input=out)}
-
-
-def product(weight: Tensor, groups: int, rows: int, calls: int, bias: Tensor | None = None) -> Callable:
-    """A function x (rows, groups*K) -> (rows, R) for weight (R, K) in `groups` blocks of rows: block k of x times the
-    transpose of block k, plus bias (R). It expects to be called about `calls` times with about so many rows."""
-    R, K = weight.shape
-    if weight.numel() >= PACK_FROM[0] and calls >= PACK_FROM[1] and _can_pack(weight):
-        if groups == 1:
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-            return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-        # A convolution of 1x1 pixels in groups, over an image of `rows` pixels, is this very product, and it takes
-        # packed weights.
-        how = [0, 0], [1, 1], [1, 1], groups
-        packed = torch.ops.mkldnn._reorder_convolution_weight(
-            weight[..., None, None].contiguous(memory_format=torch.channels_last), *how, [1, groups * K, 1, rows])
-
-        def convolve(x):
-            image = x.view(1, 1, -1, groups * K).permute(0, 3, 1, 2)
-            y = torch.ops.mkldnn._convolution_pointwise(image, packed, bias, *how, "none", [], "")
-            return y.permute(0, 2, 3, 1).reshape(-1, R)
-        return convolve
-    if groups == 1:
-        return lambda x: F.linear(x, weight, bias)
-    blocks = weight.view(groups, -1, K).mT.contiguous()            # (groups, K, R/groups)
-
-    def multiply(x):
-        y = torch.bmm(x.view(-1, groups, K).transpose(0, 1), blocks).transpose(0, 1).reshape(-1, R)
-        return y if bias is None else y + bias
-    return multiply
-
-
-def has_bfloat16() -> bool:
-    """Whether this CPU can multiply in bfloat16: it takes an instruction set that older ones lack, and on these PyTorch
-    is slow in it and has no LSTM."""
-    return hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def _can_pack(weight: Tensor) -> bool:
-    """Whether this build and this CPU have packed products for the weight; they are not PyTorch's public ones."""
-    ops = "_reorder_linear_weight", "_linear_pointwise", "_reorder_convolution_weight", "_convolution_pointwise"
-    return (weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-            and all(hasattr(torch.ops.mkldnn, op) for op in ops)
-            and (weight.dtype == torch.float32 or weight.dtype == torch.bfloat16 and has_bfloat16()))
-
-
-def back(weight: Tensor, groups: int, rows: int, calls: int) -> Callable:
-    """The way back of `product`: d (rows, R) -> (rows, groups*K), block by block times the block itself."""
-    R, K = weight.shape
-    return product(weight.view(groups, R // groups, K).mT.reshape(groups * K, R // groups), groups, rows, calls)
-
-
-def add_outer(total: Tensor, d: Tensor, a: Tensor, groups: int) -> None:
-    """Adds to total (R, K) the gradient of `product`'s weight: d (T, B, R) by a (T, B, groups*K), over T and B."""
-    for out, rows, columns in zip(total.chunk(groups), *(s.flatten(0, 1).chunk(groups, 1) for s in (d, a.to(d.dtype)))):
-        if out.dtype == d.dtype:
-            out.addmm_(rows.mT, columns)
-        else:
-            out += rows.mT @ columns
 
 
 @torch.library.custom_op("hlstm::scan", mutates_args=())
@@ -120,7 +61,7 @@ def scan(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], biases: list[Te
     first, *others = (b.to(low) for b in biases) if biases else [None] * len(weights)
     steps = min(T, _stretch(B, low))
     fused, compiled = _fused(c, low), _compiled(c, low, (hh, *behind), (D, stacks))
-    if large := _large(compiled, low):
+    if large := _large(c, low, weights, (D, D, *[stacks] * len(behind))):
         project = large.product(ih, D, first)
     else:
         project = product(ih, D, steps * B, T // steps, first)
@@ -215,14 +156,20 @@ def _compiled(c: Tensor, low: torch.dtype, weights: tuple[Tensor, ...], groups: 
     if len(weights) != 2 or not _fused(c, low):
         return None
     from . import steps
-    if low == torch.float32 and steps.team.size() == 1 < torch.get_num_threads():          # the matrix library has more
+    if low == torch.float32 and steps.team.size() == 1 < torch.get_num_threads():          # the library has more
         return None
     return steps if steps.products.available(low) and steps.products.fits(weights, groups) else None
 
 
-def _large(compiled, low: torch.dtype):
-    """Our own products of many rows (large.py) beside compiled steps, where they are quicker than the library's."""
-    return compiled.large if compiled and low == torch.float32 and compiled.large.WORTH_IT else None
+def _large(c: Tensor, low: torch.dtype, weights: list[Tensor], groups: tuple[int, ...]):
+    """Our own products of many rows (large.py), where the CPU can and they are quicker than the library's: of matrices
+    (R, K) in blocks of rows."""
+    if not _fused(c, low):
+        return None
+    from . import large
+    fits = all(len(w) % (32 * n) == 0 for w, n in zip(weights, groups))
+    fewer = large.team.size() < torch.get_num_threads()            # than the matrix library's threads
+    return large if fits and not fewer and large.products.available(low) and large.WORTH_IT[low] else None
 
 
 def _by_row(H: int, start: Tensor, gates: Tensor, *states: Tensor) -> list:
@@ -282,8 +229,8 @@ def scan_backward(dhs: Tensor | None, dcn: Tensor | None, x: Tensor, h: Tensor, 
         packed = [compiled.products.pack_back(w, n) for w, n in ((hh, D), (behind[0], stacks))]
     else:
         recur, layers = back(hh, D, B, T), [back(w, stacks, B, T) for w in behind]
-    large = _large(compiled, low)
-    outer = large.add_outer if large else add_outer
+    large = _large(starts, low, weights, (D, D, *[stacks] * len(behind)))
+    outer, sum_rows = (large.Outer(), large.add_rows) if large else (add_outer, add_rows)
     # Not packed: it would not fit in the memory saved.
     unproject = large.back(ih, D) if large else back(ih, D, steps * B, 1)
     results = dx, dh, dc, dweights, dbiases = _totals(dhs, dcn, x, h, weights, biases, with_dx)
@@ -332,7 +279,7 @@ def scan_backward(dhs: Tensor | None, dcn: Tensor | None, x: Tensor, h: Tensor, 
         for j, a in enumerate(hidden_here):
             outer(dweights[j + 2], done[j + 1], a * noise[j][here] if noise else a, stacks)
         for total, d in zip(dbiases, done):
-            total += d.sum((0, 1))
+            sum_rows(total, d)
         if with_dx:
             dx[here] = unproject(done[0].flatten(0, 1)).view(n, B, -1)
     return results

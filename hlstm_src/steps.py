@@ -11,13 +11,12 @@ gates in PyTorch's order i, f, g, o. Projections, hidden layers and the gradient
 the type of products: float32, or bfloat16 as uint16. States, gates and sums are float32.
 """
 
-import numpy as np
-
-from . import gates, large, products, team  # noqa: F401 (`scan` takes large and products from here)
+from . import gates, products, team  # noqa: F401 (`scan` takes products from here)
 from .compiled import compiled
 from .gates import share
 from .products import ROWS, begin, end, product, shares
 from .team import meet
+from .vectors import room
 
 
 def forward(projected, h, recur, behind, bias, noise, stacks, activation, hidden, c, all_gates, cs, hs):
@@ -30,8 +29,8 @@ def forward(projected, h, recur, behind, bias, noise, stacks, activation, hidden
     (_, B, N), (R, H) = projected.shape, h.shape
     # Products take P rows, a multiple of 16; those behind the batch mean nothing.
     P, D = -(-B // ROWS) * ROWS, R // B
-    low, a = np.zeros((P, D * H), hidden.dtype), np.zeros((P, N), hidden.dtype)
-    sums, z = np.empty((P, N), np.float32), np.empty((P, 4 * D * H), np.float32)
+    low, a = room((P, D * H), hidden.dtype), room((P, N), hidden.dtype)
+    sums, z = room((P, N)), room((P, 4 * D * H))
     team.together(lambda *parts: _forward(projected, h, recur, behind, bias.reshape(-1, 4, H), noise, stacks,
                                           activation, hidden, c, all_gates, cs, hs, low, a, sums, z, *parts))
 
@@ -52,8 +51,7 @@ def _forward(projected, h, recur, behind, bias, noise, stacks, activation, hidde
         product(low, recur, D, sums, rows, column, columns)
         met = meet(counter, columns, met)
         gates.hidden(sums, projected[t], a[:B], activation, part, parts)
-        for b in share(B, part, parts):
-            hidden[t, b] = a[b]
+        gates.copied(a, hidden[t], part, parts)
         if len(noise):
             gates.dropped(a, noise[t % len(noise)], a[:B], part, parts)
         met = meet(counter, columns, met)
@@ -72,8 +70,8 @@ def backward(dhs, dcs, dh, dc, recur, behind, noise, stacks, activation, hidden,
     recur, behind: packed by `pack_back`. cs is filled in again."""
     (_, B, N), (R, H) = dhidden.shape, dh.shape
     P, D = -(-B // ROWS) * ROWS, R // B
-    d, e = np.zeros((P, 4 * D * H), hidden.dtype), np.zeros((P, N), hidden.dtype)
-    da, before = np.empty((P, N), np.float32), np.empty((P, D * H), np.float32)
+    d, e = room((P, 4 * D * H), hidden.dtype), room((P, N), hidden.dtype)
+    da, before = room((P, N)), room((P, D * H))
     team.together(lambda *parts: _backward(dhs, dcs, dh, dc, recur, behind, noise, stacks, activation, hidden, c,
                                            all_gates, cs, dhidden, dgates, d, e, da, before, *parts))
 
@@ -90,11 +88,10 @@ def _backward(dhs, dcs, dh, dc, recur, behind, noise, stacks, activation, hidden
     begin(hidden)
     gates.states(c, all_gates, cs, part, parts)
     for t in range(steps - 1, -1, -1):
-        for r in share(R, part, parts):
-            if len(dhs):
-                dh[r] += dhs[t, r]
-            if len(dcs):
-                dc[r] += dcs[t, r]
+        if len(dhs):
+            gates.added(dhs[t], dh, part, parts)
+        if len(dcs):
+            gates.added(dcs[t], dc, part, parts)
         gates.backward(dh, dc, t, c, all_gates, cs, d_rows[:R], part, parts)
         met = meet(counter, columns, met)
         product(d, behind, stacks, da, rows, column, columns)
@@ -102,11 +99,10 @@ def _backward(dhs, dcs, dh, dc, recur, behind, noise, stacks, activation, hidden
         if len(noise):
             gates.dropped(da, noise[t % len(noise)], da[:B], part, parts)
         gates.hidden_backward(da, hidden[t], e[:B], activation, part, parts)
-        for b in share(B, part, parts):
-            dgates[t, b], dhidden[t, b] = d[b], e[b]
+        gates.copied(d, dgates[t], part, parts)
+        gates.copied(e, dhidden[t], part, parts)
         met = meet(counter, columns, met)
         product(e, recur, D, before, rows, column, columns)
         met = meet(counter, columns, met)
-        for r in share(R, part, parts):
-            dh[r] = before_rows[r]
+        gates.copied(before_rows, dh, part, parts)
     end(hidden)

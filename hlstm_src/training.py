@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from .errors import UserError
 from .growprune import Gradients
+from .library import has_bfloat16
 from .masks import ConnectionMasks, load_tensors, save_tensors
-from .scan import has_bfloat16
 from .schedule import Dense, Event, GrowPruneSchedule
 
 

@@ -5,6 +5,8 @@ In float32, or from pairs of bfloat16 (AVX512-BF16) with sums in float32. numba 
 """
 
 import llvmlite.binding
+import numpy as np
+import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -34,6 +36,12 @@ class BFloat(ir.Type):
 
 FLOATS, WORDS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(INT, LANES)
 PAIRS = ir.VectorType(BFloat(), 2 * LANES)
+
+
+def room(shape: tuple[int, ...], kind=np.float32) -> np.ndarray:
+    """Zeros that begin where a line of the cache does, as PyTorch's do: a vector across two lines takes twice the
+    time."""
+    return torch.zeros(shape, dtype=getattr(torch, np.dtype(kind).name)).numpy()
 
 
 def _strip(pairs: bool, more: bool):
@@ -93,10 +101,34 @@ def _strip(pairs: bool, more: bool):
     return strip
 
 
-def _load(b, address, kind):
+def _taken(pairs: bool, count: int):
+    """So many numbers of a matrix beside each other, and of `pairs` of bfloat16 those below them, too, each in the
+    upper half of 32 bits -> out. row, out: addresses; wide: bytes from row to row."""
+    def emit(context, b, signature, args):
+        row, wide, out = args
+        full = ir.VectorType(INT, count)
+        if pairs:
+            half = ir.VectorType(ir.IntType(16), count)
+            low, high = (b.zext(_load(b, place, half, 2), full) for place in (row, b.add(row, wide)))
+            value = b.or_(low, b.shl(high, ir.Constant(full, [16] * count)))
+        else:
+            value = _load(b, row, full)
+        b.store(value, b.inttoptr(out, full.as_pointer())).align = 4
+        return context.get_dummy_value()
+
+    @intrinsic
+    def taken(typing, row, wide, out):
+        return types.void(types.int64, types.int64, types.int64), emit
+    return taken
+
+
+def _load(b, address, kind, align=4):
     value = b.load(b.inttoptr(address, kind.as_pointer()))
-    value.align = 4
+    value.align = align
     return value
 
 
-strip, strip_more, strip_of_pairs = _strip(False, False), _strip(False, True), _strip(True, False)
+strip, strip_more, strip_of_pairs, strip_more_of_pairs = (_strip(pairs, more) for pairs in (False, True)
+                                                          for more in (False, True))
+take_vector, take_strip, pairs_of_vector, pairs_of_strip = (_taken(pairs, count) for pairs in (False, True)
+                                                            for count in (LANES, HEIGHT))

@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from hlstm_src import HLSTM, bench
 from hlstm_src import __main__ as command
+from hlstm_src.library import has_bfloat16
 from hlstm_src.records import LatencyRow
-from hlstm_src.scan import has_bfloat16
 
 KINDS = ("float32", "bf16")[:1 + has_bfloat16()]              # in which layers are timed here
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from hlstm_src import __main__ as command
 from hlstm_src import bench_training, experiments, training
 from hlstm_src.bench import rows_of
-from hlstm_src.scan import has_bfloat16
+from hlstm_src.library import has_bfloat16
 
 PARTS = ["sound", "convolutions", "recurrent layers", "letters and CTC", "update"]
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from hlstm_src import HLSTM, ConnectionMasks, HLSTMCell, bench, lstm, scan
+from hlstm_src import HLSTM, ConnectionMasks, HLSTMCell, bench, library, lstm, scan
 from hlstm_src.lstm import ACTIVATIONS, CellWeights, step, unroll
 from hlstm_src.sequences import flip
 
@@ -261,17 +261,17 @@ def test_only_the_last_state_may_be_asked_for():
 
 def test_without_packed_operators_products_are_the_plain_ones(monkeypatch):
     weight, x = torch.randn(6, 4), torch.randn(5, 8)
-    monkeypatch.setattr(scan, "PACK_FROM", (0, 0))
-    with_them = scan.product(weight, 2, 5, 9)(x)
+    monkeypatch.setattr(library, "PACK_FROM", (0, 0))
+    with_them = library.product(weight, 2, 5, 9)(x)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_convolution_weight", None)         # calling it would fail
-    close([scan.product(weight, 2, 5, 9)(x)], [with_them], 1e-6)
+    close([library.product(weight, 2, 5, 9)(x)], [with_them], 1e-6)
 
 
 def test_packed_weights_change_nothing(monkeypatch):
     """From a certain size on, products in float32 and bfloat16 run on packed weights."""
     for packed, k in itertools.product((True, False), range(0, len(HIDDEN), 5)):
-        monkeypatch.setattr(scan, "PACK_FROM", (0, 0) if packed else (2 ** 62, 0))
+        monkeypatch.setattr(library, "PACK_FROM", (0, 0) if packed else (2 ** 62, 0))
         torch.manual_seed(k)
         layer = HLSTM(*SIZES, **HIDDEN[k])
         x, h, c = inputs(layer, dtype=torch.float32)
@@ -287,15 +287,15 @@ def test_packed_weights_change_nothing(monkeypatch):
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(1, 8), st.integers(1, 17), st.integers(1, 40), st.integers(1, 40), st.booleans())
 def test_products_are_block_by_block(monkeypatch, packed, dtype, within, groups, rows, columns, width, biased):
-    monkeypatch.setattr(scan, "PACK_FROM", (0, 0) if packed else (2 ** 62, 0))
+    monkeypatch.setattr(library, "PACK_FROM", (0, 0) if packed else (2 ** 62, 0))
     weight, bias = torch.randn(groups * width, columns), torch.randn(groups * width)
     x, d = torch.randn(rows, groups * columns), torch.randn(rows, groups * width)
     weight, bias, x, d = (t.to(dtype) for t in (weight, bias, x, d))
     block = torch.block_diag(*weight.double().chunk(groups))
     bias = bias if biased else None
-    for ours, theirs in [(scan.product(weight, groups, rows, 9, bias)(x),
+    for ours, theirs in [(library.product(weight, groups, rows, 9, bias)(x),
                           x.double() @ block.T + (bias.double() if biased else 0)),
-                         (scan.back(weight, groups, rows, 9)(d), d.double() @ block)]:
+                         (library.back(weight, groups, rows, 9)(d), d.double() @ block)]:
         assert ours.dtype == dtype and ours.shape == theirs.shape
         assert (ours.double() - theirs).abs().max() <= within * (1 + theirs.abs().max())
 
@@ -469,7 +469,7 @@ def test_dropout_acts_between_layers_only(gate_layers):
 
 @pytest.mark.parametrize("options, within", [
     pytest.param(dict(gate_layers=0), 0.03, marks=pytest.mark.skipif(
-        not scan.has_bfloat16(), reason="PyTorch's LSTM knows no bfloat16 on this CPU")),
+        not library.has_bfloat16(), reason="PyTorch's LSTM knows no bfloat16 on this CPU")),
     (dict(gate_layers=1, activation="tanh"), 0.03),
     (dict(gate_layers=2, activation="tanh", gate_dropout=0.2), 0.03), (dict(gate_layers=1), 0.15)],
     ids=["plain", "tanh", "tanh-2-dropout", "relu"])

@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from hlstm_src import __main__ as command
-from hlstm_src import bench, experiments, profiles, records, scan
+from hlstm_src import bench, experiments, library, profiles, records
 from hlstm_src.corpora import SpeechCorpus
 from tests.speech import make_corpus, use_corpus
 
@@ -189,7 +189,7 @@ def test_doctor_tells_what_is_there_and_what_is_not(call, monkeypatch, tmp_path)
     assert "missing" not in out and "absent" not in out
     kernels = pytest.importorskip("hlstm_src.compact.kernels")
     for able in (True, False):
-        monkeypatch.setattr(scan, "has_bfloat16", lambda able=able: able)
+        monkeypatch.setattr(library, "has_bfloat16", lambda able=able: able)
         monkeypatch.setattr(kernels, "cpu_features", lambda able=able: able)
         code, out, _ = call("doctor")
         assert code == 0 and out.count("without  ") == (0 if able else 2)

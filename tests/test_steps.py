@@ -11,14 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hlstm_src import HLSTM
+from hlstm_src import HLSTM, lstm
 from hlstm_src import scan as scans
 from hlstm_src.compact.cells import one_step
 from hlstm_src.compact.kernels import product as panels
 from hlstm_src.lstm import unroll
 
 steps = pytest.importorskip("hlstm_src.steps")
-large, products, team = steps.large, steps.products, steps.team
+large = pytest.importorskip("hlstm_src.large")
+products, team = steps.products, steps.team
 compiled = pytest.importorskip("hlstm_src.compiled")
 KINDS = [pytest.param(kind, marks=pytest.mark.skipif(not products.available(kind), reason=f"no {what} on this CPU"))
          for kind, what in ((torch.float32, "AVX2"), (torch.bfloat16, "AVX512-BF16, no AMX"))]
@@ -62,26 +63,34 @@ def multiplied(x, packed, groups, out):
     products.end(x)
 
 
-@pytest.mark.skipif(not products.available(torch.float32), reason="no AVX2 on this CPU")
+LARGE = [KINDS[0], pytest.param(torch.bfloat16, marks=pytest.mark.skipif(not products.HAS("avx512bf16"),
+                                                                         reason="no AVX512-BF16 on this CPU"))]
+
+
+@pytest.mark.parametrize("kind", LARGE)
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 5), st.integers(1, 3), st.integers(1, 2), st.integers(1, 70),
        st.booleans(), st.integers(0, 99))
-def test_large_products_are_those_of_the_matrices_with_any_threads(n, batch, groups, wide, columns, biased, seed):
-    """For any number of rows and of columns: there, back, and the weight's gradient on top of what is there."""
+def test_large_products_are_those_of_the_matrices_with_any_threads(kind, n, batch, groups, wide, columns, biased, seed):
+    """For any number of rows and of columns: there, back, and the weight's gradient and the bias's on top of what is
+    there."""
     torch.manual_seed(seed)
-    weight, x = torch.randn(32 * wide * groups, columns), torch.randn(n, batch, groups * columns)
-    d, bias = torch.randn(n, batch, len(weight)), torch.randn(len(weight)) if biased else None
-    block, total, found = torch.block_diag(*weight.double().chunk(groups)), torch.randn(weight.shape), []
+    weight, x = torch.randn(32 * wide * groups, columns).to(kind), torch.randn(n, batch, groups * columns)
+    d, bias = torch.randn(n, batch, len(weight)).to(kind), torch.randn(len(weight)) if biased else None
+    block, total, sums = torch.block_diag(*weight.double().chunk(groups)), torch.randn(weight.shape), torch.randn(
+        len(weight))
+    outer, found = large.Outer(), []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        outer = total.clone()
-        large.add_outer(outer, d, x, groups)
-        found.append([large.product(weight, groups, bias)(x.flatten(0, 1)),
-                      large.back(weight, groups)(d.flatten(0, 1)), outer])
+        added, rows = total.clone(), sums.clone()
+        outer(added, d, x, groups)
+        large.add_rows(rows, d)
+        found.append([large.product(weight, groups, bias)(x.to(kind).flatten(0, 1)),
+                      large.back(weight, groups)(d.flatten(0, 1)), added, rows])
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(other, found[0], strict=True))
-    flat, turned = x.flatten(0, 1).double(), d.flatten(0, 1).double()
-    outer = [rows.T @ part for rows, part in zip(turned.chunk(groups, 1), flat.chunk(groups, 1))]
-    expected = [flat @ block.T + (0 if bias is None else bias), turned @ block, total + torch.cat(outer)]
+    flat, turned = x.to(kind).flatten(0, 1).double(), d.flatten(0, 1).double()
+    expected = [flat @ block.T + (0 if bias is None else bias), turned @ block, total + torch.cat(
+        [rows.T @ part for rows, part in zip(turned.chunk(groups, 1), flat.chunk(groups, 1))]), sums + turned.sum(0)]
     for ours, theirs in zip(found[0], expected, strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-4)
 
@@ -118,7 +127,7 @@ def test_the_layer_says_what_the_definition_says(monkeypatch, kind, activation, 
     """To the rounding of its products, and no further from it than the way step by step; whoever makes the large ones.
     """
     torch.manual_seed(T)
-    monkeypatch.setattr(large, "WORTH_IT", own)
+    monkeypatch.setattr(large, "WORTH_IT", dict.fromkeys(large.WORTH_IT, own))
     layer, x, low = HLSTM(48, H, gate_width=G, activation=activation), torch.randn(T, B, 48), kind != torch.float32
     begun = []
     monkeypatch.setattr(steps, "forward", lambda *a, real=steps.forward: begun.append(len(a[0])) or real(*a))
@@ -293,3 +302,24 @@ def test_compiled_code_is_kept_until_any_of_its_files_changes():
     users = {path for path in compiled.FILES[0].parent.rglob("*.py")
              if re.search("@(compiled|intrinsic)", path.read_text())}
     assert users - {path for path in users if path.name.startswith("bench")} == set(compiled.FILES[1:])
+
+
+@pytest.mark.parametrize("kind", LARGE)
+@pytest.mark.parametrize("options", [{"gate_width": 40}, {"gate_layers": 2}, {"gate_layers": 2, "bias": False},
+                                     {"gate_layers": 0}, {"bidirectional": True, "gate_layers": 2}])
+def test_large_products_serve_steps_that_are_not_compiled_as_well(monkeypatch, kind, options):
+    torch.manual_seed(0)
+    layer, x, low = HLSTM(48, 32, activation="tanh", **options), torch.randn(50, 9, 48), kind != torch.float32
+    monkeypatch.setattr(steps, "forward", lambda *_: pytest.fail("compiled steps were used"))
+    if layer.gate_layers == 0:
+        monkeypatch.setattr(lstm, "APART", 0)                      # so that a plain LSTM is `scan`'s
+    rows, found = [], []
+    monkeypatch.setattr(large.Outer, "__call__", lambda self, total, d, *rest, real=large.Outer.__call__: (
+        rows.append(d.shape[0] * d.shape[1]), real(self, total, d, *rest)))
+    for own in (True, False):
+        monkeypatch.setattr(large, "WORTH_IT", dict.fromkeys(large.WORTH_IT, own))
+        found.append(ran(layer, x, low=low))
+        assert sum(rows) == (50 * 9 * (layer.gate_layers + 2) if low or layer.gate_layers else 0)    # PyTorch's LSTM
+    exact = ran(layer.double(), x.double(), low=False)
+    ours, theirs = (distance(each, exact) for each in found)
+    assert all(a < 1.5 * b + (1e-3 if low else 1e-6) for a, b in zip(ours, theirs))

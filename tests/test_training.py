@@ -12,9 +12,9 @@ from hlstm_src import training
 from hlstm_src.audio import ALPHABET
 from hlstm_src.corpora import SpeechCorpus
 from hlstm_src.deepspeech2 import DeepSpeech2
+from hlstm_src.library import has_bfloat16
 from hlstm_src.masks import ConnectionMasks
 from hlstm_src.rivals import rival
-from hlstm_src.scan import has_bfloat16
 from hlstm_src.schedule import Dense, GrowPruneSchedule
 from hlstm_src.tasks import SpeechTask
 from hlstm_src.training import Interrupted, Settings, Trainer, TrainingError, learning_rate
