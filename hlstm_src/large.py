@@ -56,42 +56,49 @@ def product(weight: Tensor, groups: int, bias: Tensor | None = None) -> Callable
     return multiply
 
 
-def back(weight: Tensor, groups: int) -> Callable:
-    """`library.back`; R a multiple of 32 in each block. No copy of a weight is made if K is one, too."""
-    K, w = weight.shape[1], _filled(weight, 1)
-    panel = _room(1, weight, len(w) // groups, len(w))[0, 0]
-
-    def multiply(d: Tensor) -> Tensor:
-        whole = _filled(d, groups, HEIGHT)
-        x = torch.empty(len(whole), groups, w.shape[1])
-        arrays = _numpy(whole), _numpy(w), groups, x.flatten(1).numpy(), panel
-        team.together(lambda _, part, parts: _back(*arrays, part, parts))
-        return x[:len(d), :, :K].flatten(1)
-    return multiply
-
-
-class Outer:
-    """`library.add_outer`; R a multiple of 32 in each block, and total in float32. Room for panels is kept from call to
-    call, since fresh memory is slow."""
+class Later:
+    """The products of a way back: asked for one by one, made by `now`, so that threads come together once for all.
+    Room for panels is kept until the next ones, since fresh memory is slow. Sums (R, ...) are float32, R a multiple of
+    32 in each block."""
 
     def __init__(self):
-        self.room = {}
+        self.room, self.works, self.after = {}, [], []
 
-    def __call__(self, total: Tensor, d: Tensor, a: Tensor, groups: int) -> None:
+    def back(self, weight: Tensor, groups: int) -> Callable:
+        """`library.back`, but for its shape: (rows, groups, K). No copy of a weight is made if K is a multiple of 32.
+        """
+        K, w = weight.shape[1], _filled(weight, 1)
+        panel = _room(1, weight, len(w) // groups, len(w))[0, 0]
+
+        def multiply(d: Tensor) -> Tensor:
+            whole = _filled(d, groups, HEIGHT)
+            x = torch.empty(len(whole), groups, w.shape[1])
+            arrays = _numpy(whole), _numpy(w), groups, x.flatten(1).numpy(), panel
+            self.works.append(lambda _, part, parts: _back(*arrays, part, parts))
+            return x[:len(d), :, :K]
+        return multiply
+
+    def add_outer(self, total: Tensor, d: Tensor, a: Tensor, groups: int) -> None:
+        """`library.add_outer`."""
         K, d, a = total.shape[1], _filled(d.flatten(0, 1), groups, 2), _filled(a.to(d.dtype).flatten(0, 1), groups, 2)
-        whole = total if K % PANEL == 0 else _filled(total, 1)
-        if (key := (whole.shape[1], len(d))) not in self.room:
+        whole = _filled(total, 1)
+        if (key := (whole.shape[1], len(d))) not in self.room:     # a work ends when all threads have left its panels
             self.room[key] = _room(whole.shape[1] // PANEL, d, len(d), DEEP)
         arrays = whole.numpy(), _numpy(d), _numpy(a), groups, self.room[key]
-        team.together(lambda *parts: _add_outer(*arrays, *parts))
-        if whole is not total:
-            total.copy_(whole[:, :K])
+        self.works.append(lambda *parts: _add_outer(*arrays, *parts))
+        if whole.shape[1] > K:
+            self.after.append(lambda: total.copy_(whole[:, :K]))
 
+    def add_rows(self, total: Tensor, d: Tensor) -> None:
+        """`library.add_rows`."""
+        arrays = total.numpy(), _numpy(d.flatten(0, 1))
+        self.works.append(lambda _, part, parts: _add_rows(*arrays, part, parts))
 
-def add_rows(total: Tensor, d: Tensor) -> None:
-    """`library.add_rows`."""
-    arrays = total.numpy(), _numpy(d.flatten(0, 1))
-    team.together(lambda _, part, parts: _add_rows(*arrays, part, parts))
+    def now(self) -> None:
+        team.together(*self.works)
+        for copy in self.after:
+            copy()
+        self.works, self.after = [], []
 
 
 def _filled(x: Tensor, groups: int, rows: int = 1) -> Tensor:

@@ -56,21 +56,35 @@ def _can_pack(weight: Tensor) -> bool:
             and (weight.dtype == torch.float32 or weight.dtype == torch.bfloat16 and has_bfloat16()))
 
 
+class AtOnce:
+    """The products of a way back, as they are asked for; `large.Later` puts them off until `now`."""
+
+    @staticmethod
+    def back(weight: Tensor, groups: int) -> Callable:
+        """The way back of `product`: d (rows, R) -> (rows, groups*K), of many rows at a time and so without packing."""
+        return back(weight, groups, 0, 1)
+
+    @staticmethod
+    def add_outer(total: Tensor, d: Tensor, a: Tensor, groups: int) -> None:
+        """Adds to total (R, K) the gradient of `product`'s weight: d (T, B, R) by a (T, B, groups*K), over T and B."""
+        for out, rows, columns in zip(total.chunk(groups),
+                                      *(s.flatten(0, 1).chunk(groups, 1) for s in (d, a.to(d.dtype)))):
+            if out.dtype == d.dtype:
+                out.addmm_(rows.mT, columns)
+            else:
+                out += rows.mT @ columns
+
+    @staticmethod
+    def add_rows(total: Tensor, d: Tensor) -> None:
+        """Adds to total (R) the sum of d (T, B, R) over T and B."""
+        total += d.sum((0, 1))
+
+    @staticmethod
+    def now() -> None:
+        pass
+
+
 def back(weight: Tensor, groups: int, rows: int, calls: int) -> Callable:
     """The way back of `product`: d (rows, R) -> (rows, groups*K), block by block times the block itself."""
     R, K = weight.shape
     return product(weight.view(groups, R // groups, K).mT.reshape(groups * K, R // groups), groups, rows, calls)
-
-
-def add_outer(total: Tensor, d: Tensor, a: Tensor, groups: int) -> None:
-    """Adds to total (R, K) the gradient of `product`'s weight: d (T, B, R) by a (T, B, groups*K), over T and B."""
-    for out, rows, columns in zip(total.chunk(groups), *(s.flatten(0, 1).chunk(groups, 1) for s in (d, a.to(d.dtype)))):
-        if out.dtype == d.dtype:
-            out.addmm_(rows.mT, columns)
-        else:
-            out += rows.mT @ columns
-
-
-def add_rows(total: Tensor, d: Tensor) -> None:
-    """Adds to total (R) the sum of d (T, B, R) over T and B."""
-    total += d.sum((0, 1))

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .library import add_outer, add_rows, back, product
+from .library import AtOnce, back, product
 
 STRETCH = 352, 1024         # rows (steps * B) of a stretch, at least: in float32 and float64, and in less
 
@@ -230,9 +230,8 @@ def scan_backward(dhs: Tensor | None, dcn: Tensor | None, x: Tensor, h: Tensor, 
     else:
         recur, layers = back(hh, D, B, T), [back(w, stacks, B, T) for w in behind]
     large = _large(starts, low, weights, (D, D, *[stacks] * len(behind)))
-    outer, sum_rows = (large.Outer(), large.add_rows) if large else (add_outer, add_rows)
-    # Not packed: it would not fit in the memory saved.
-    unproject = large.back(ih, D) if large else back(ih, D, steps * B, 1)
+    sums = large.Later() if large else AtOnce()
+    unproject = sums.back(ih, D)
     results = dx, dh, dc, dweights, dbiases = _totals(dhs, dcn, x, h, weights, biases, with_dx)
     room = starts.new_empty(steps, B, D * H)                       # for c of a stretch
     ds = [hidden.new_empty(steps, B, len(w)) for w in weights[1:]]          # and gradients: of hidden layers, and gates
@@ -274,14 +273,16 @@ def scan_backward(dhs: Tensor | None, dcn: Tensor | None, x: Tensor, h: Tensor, 
                 d = GRADIENTS[activation](d * noise[j][here.start + t] if noise else d, hidden_here[j, t], done[j][t])
             dh.copy_(recur(d).view(B, D, H))
         before = hs[here.start - 1:here.stop - 1] if k else torch.cat([h[None], hs[:n - 1]])
-        outer(dweights[0], done[0], x[here], D)
-        outer(dweights[1], done[0], before, D)
+        sums.add_outer(dweights[0], done[0], x[here], D)
+        sums.add_outer(dweights[1], done[0], before, D)
         for j, a in enumerate(hidden_here):
-            outer(dweights[j + 2], done[j + 1], a * noise[j][here] if noise else a, stacks)
+            sums.add_outer(dweights[j + 2], done[j + 1], a * noise[j][here] if noise else a, stacks)
         for total, d in zip(dbiases, done):
-            sum_rows(total, d)
+            sums.add_rows(total, d)
+        dx_here = unproject(done[0].flatten(0, 1)) if with_dx else None
+        sums.now()
         if with_dx:
-            dx[here] = unproject(done[0].flatten(0, 1)).view(n, B, -1)
+            dx[here] = dx_here.reshape(n, B, -1)
     return results
 
 

@@ -48,19 +48,21 @@ def size() -> int:
     return min(torch.get_num_threads(), MOST) if library() else 1
 
 
-def together(work: Callable[[np.ndarray, int, int], None]) -> None:
-    """Calls work(counter, part, parts) in up to `size()` threads, this one among them, and returns when all have.
+def together(*works: Callable[[np.ndarray, int, int], None]) -> None:
+    """Calls work(counter, part, parts) in up to `size()` threads, this one among them, and returns when all have; one
+    work after the other, but no thread waits between them for others.
 
     Raises what a part raised; the others then no longer wait for each other.
     """
-    counter, failed, wanted = np.zeros(1, np.int64), [], size()
+    counters, failed, wanted = np.zeros((len(works), 1), np.int64), [], size()
 
     def run(part: int, parts: int) -> None:
         try:
-            work(counter, part, parts)
+            for work, counter in zip(works, counters):
+                work(counter, part, parts)
         except BaseException as error:
             failed.append(error)
-            counter[0] = FREE
+            counters[:] = FREE
 
     @WORK
     def share(_):                                                  # of threads there may be fewer than wanted

@@ -79,14 +79,15 @@ def test_large_products_are_those_of_the_matrices_with_any_threads(kind, n, batc
     d, bias = torch.randn(n, batch, len(weight)).to(kind), torch.randn(len(weight)) if biased else None
     block, total, sums = torch.block_diag(*weight.double().chunk(groups)), torch.randn(weight.shape), torch.randn(
         len(weight))
-    outer, found = large.Outer(), []
+    later, found = large.Later(), []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         added, rows = total.clone(), sums.clone()
-        outer(added, d, x, groups)
-        large.add_rows(rows, d)
-        found.append([large.product(weight, groups, bias)(x.to(kind).flatten(0, 1)),
-                      large.back(weight, groups)(d.flatten(0, 1)), added, rows])
+        later.add_outer(added, d, x, groups)
+        later.add_rows(rows, d)
+        back = later.back(weight, groups)(d.flatten(0, 1))
+        later.now()
+        found.append([large.product(weight, groups, bias)(x.to(kind).flatten(0, 1)), back.flatten(1), added, rows])
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(other, found[0], strict=True))
     flat, turned = x.to(kind).flatten(0, 1).double(), d.flatten(0, 1).double()
     expected = [flat @ block.T + (0 if bias is None else bias), turned @ block, total + torch.cat(
@@ -314,7 +315,7 @@ def test_large_products_serve_steps_that_are_not_compiled_as_well(monkeypatch, k
     if layer.gate_layers == 0:
         monkeypatch.setattr(lstm, "APART", 0)                      # so that a plain LSTM is `scan`'s
     rows, found = [], []
-    monkeypatch.setattr(large.Outer, "__call__", lambda self, total, d, *rest, real=large.Outer.__call__: (
+    monkeypatch.setattr(large.Later, "add_outer", lambda self, total, d, *rest, real=large.Later.add_outer: (
         rows.append(d.shape[0] * d.shape[1]), real(self, total, d, *rest)))
     for own in (True, False):
         monkeypatch.setattr(large, "WORTH_IT", dict.fromkeys(large.WORTH_IT, own))
