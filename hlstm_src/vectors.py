@@ -18,6 +18,7 @@ WIDTH = 2                              # vectors of a panel
 PANEL = WIDTH * LANES                  # its columns
 HEIGHT = LANES // 2                    # rows that a panel meets at once: their sums fill the registers
 SIZE, LINE = 4 * LANES, 64             # bytes of a vector; bytes that a cache holds together
+TYPES = {np.dtype(name): getattr(torch, name) for name in ("float32", "uint32", "uint16")}
 BYTE, INT, LONG = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 
 
@@ -41,7 +42,7 @@ PAIRS = ir.VectorType(BFloat(), 2 * LANES)
 def room(shape: tuple[int, ...], kind=np.float32) -> np.ndarray:
     """Zeros that begin where a line of the cache does, as PyTorch's do: a vector across two lines takes twice the
     time."""
-    return torch.zeros(shape, dtype=getattr(torch, np.dtype(kind).name)).numpy()
+    return torch.zeros(shape, dtype=TYPES[np.dtype(kind)]).numpy()
 
 
 def _strip(pairs: bool, more: bool):
