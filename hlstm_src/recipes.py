@@ -45,13 +45,13 @@ def _layers(s: Speech, cell: str, layers: int, hidden: int | None = None) -> nn.
 
 def _recogniser(s: Speech, title: str, cell: str = "hlstm", layers: int = 3, rival: str = "dense",
                 compact: bool = False, medium: bool = False, convolutions: bool = False, fast: bool = False,
-                long: bool = False, gate_dropout: float = 0.0, precision: str | None = None) -> Recipe:
+                long: int = 1, gate_dropout: float = 0.0, precision: str | None = None) -> Recipe:
     """A recogniser. A sparse one ends at the density of the accurate model or, if `compact`, with at least
     `compression` times fewer live recurrent weights than the LSTM x5 has; "small-dense" is so narrow instead. A
     `medium` one has as many as the compact model of the profile `wide`, if that makes it sparser than the accurate one.
     With `convolutions` these are pruned, too; of a `fast` one as well, and all connections go in blocks of 16, which
-    any CPU multiplies by quickly. A `long` one trains for twice the epochs, and from a quarter of them on more of the
-    spectrogram is blanked. `gate_dropout` drops hidden units of the gates, the same ones in a whole utterance.
+    any CPU multiplies by quickly. A `long` one trains for so many times the epochs, and after a quarter of them more of
+    the spectrogram is blanked. `gate_dropout` drops hidden units of the gates, the same ones in a whole utterance.
     `precision` is the profile's unless given."""
     whole, hidden = _layers(s, cell, layers), s.hidden
     most = rivals.parameters_left(_layers(s, "lstm", 5)) / s.compression
@@ -66,8 +66,8 @@ def _recogniser(s: Speech, title: str, cell: str = "hlstm", layers: int = 3, riv
     if compact:                                                    # each matrix rounds by half a unit at most
         density = (most - len(sizes) * (8 if fast else 1)) / sum(sizes)
     schedule, task = {"epochs": s.epochs}, {"batch": s.batch, "limit": s.limit, "ordered": s.ordered}
-    if long:
-        schedule, task = {"epochs": 2 * s.epochs}, task | {"harder": s.epochs // 2}
+    if long > 1:
+        schedule, task = {"epochs": long * s.epochs}, task | {"harder": long * s.epochs // 4}
     if rival not in ("dense", "small-dense"):
         schedule |= {"rival": rival, "density": density, "rounds": s.rounds}
     if convolutions or fast:
@@ -110,16 +110,19 @@ CATALOGUE: dict[str, Callable[[Speech | Toy | Captions], Recipe]] = _named(_reco
     ("small-hlstm", "H-LSTM x3 as small as the compact model", {"rival": "small-dense"}),
     ("lstm5-fp32", "LSTM x5, dense, single precision", {"cell": "lstm", "layers": 5, "precision": "fp32"}),
     ("gru4-fp32", "GRU x4, dense, single precision", {"cell": "gru", "layers": 4, "precision": "fp32"}),
-    ("lstm5-long", "LSTM x5, dense, trained longer", {"cell": "lstm", "layers": 5, "long": True}),
-    ("hlstm3-long", "H-LSTM x3, dense, trained longer", {"long": True}),
+    ("lstm5-long", "LSTM x5, dense, trained longer", {"cell": "lstm", "layers": 5, "long": 2}),
+    ("hlstm3-long", "H-LSTM x3, dense, trained longer", {"long": 2}),
     ("hlstm3-dropout-long", "H-LSTM x3, dense, dropout in the gates, trained longer",
-     {"gate_dropout": 0.2, "long": True}),
+     {"gate_dropout": 0.2, "long": 2}),
     ("hlstm3-gp-gradual-long", "H-LSTM x3, grown, pruned gradually, accurate, trained longer",
-     {"rival": "gp-gradual", "long": True}),
+     {"rival": "gp-gradual", "long": 2}),
     ("hlstm3-medium-gp-gradual-long", "H-LSTM x3, grown, pruned gradually, medium, trained longer",
-     {"rival": "gp-gradual", "medium": True, "long": True}),
+     {"rival": "gp-gradual", "medium": True, "long": 2}),
     ("hlstm3-compact-gp-gradual-long", "H-LSTM x3, grown, pruned gradually, compact, trained longer",
-     {"rival": "gp-gradual", "compact": True, "long": True})))
+     {"rival": "gp-gradual", "compact": True, "long": 2}),
+    ("lstm5-longer", "LSTM x5, dense, trained four times as long", {"cell": "lstm", "layers": 5, "long": 4}),
+    ("hlstm3-gp-gradual-longer", "H-LSTM x3, grown, pruned gradually, accurate, trained four times as long",
+     {"rival": "gp-gradual", "long": 4})))
 
 
 def _toy(t: Toy, name: str, cell: str = "hlstm") -> Recipe:
