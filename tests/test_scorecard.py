@@ -45,7 +45,7 @@ def test_without_records_nothing_was_run(tmp_path):
     assert {claim.kind for claim in judged} == {"not run"} == {claim.kind for claim in scorecard.goals(root=tmp_path)}
     assert scorecard.tally(judged) == f"{len(judged)} not run"
     sizes = [cells for _, cells in scorecard.tab_goals(tmp_path).rows if any(cells)]
-    assert len(sizes) == 3 * 4 and all(MISSING in cells for cells in sizes)    # four goals, two sizes, one twice
+    assert len(sizes) == 2 * 4 and all(MISSING in cells for cells in sizes)        # four goals, two sizes
 
 
 @pytest.mark.parametrize("fast, latency, journal", [(60, "met", "met"), (80, "met", "not met"),
@@ -85,8 +85,8 @@ def test_each_size_has_a_verdict_of_its_own(tmp_path):
     (brief,) = [cells for name, cells in short.rows if "word error rate" in name]
     assert brief == [*cells[:2], *cells[-3:]]
     assert [claim.verdict for claim in scorecard.goals("paper", tmp_path)][0] == "not met"
-    head, desk, long, wide = scorecard.tab_goals(tmp_path).rows[:4]
-    assert "accurate" in head[0] and not any(head[1]) and desk[1][-1] == "met" and long[1][-1] == "not run"
+    head, desk, wide = scorecard.tab_goals(tmp_path).rows[:3]
+    assert "accurate" in head[0] and not any(head[1]) and desk[1][-1] == "met"
     assert wide == ("\u2003the paper's width", ["ds2-hlstm3-gp", "8.5 %", "-4.0", "2 against 2",
                                                 "met in the mean; not by every seed"])
     # Captioners have no third size: theirs are as wide as the paper's anyway.
@@ -121,11 +121,18 @@ def test_networks_trained_longer_are_judged_among_themselves(tmp_path):
                              ("hlstm3-gp-gradual", 2 * few, 8), ("hlstm3-medium-gp-gradual", few - 100, 9.5),
                              ("hlstm3-compact-gp-gradual", few // 5, 11)):
         save(tmp_path, f"ds2-{name}-long", live, *wer(rate))
-    found = {claim.key: claim for claim in scorecard.goals(root=tmp_path, long=True)}
+    found = {claim.key: claim for claim in scorecard.goals(root=tmp_path, ending="-long")}
     assert [found[key].model for key in ("accurate", "compact", "quick", "cell")] == [
         f"ds2-hlstm3-{name}-long" for name in ("gp-gradual", "medium-gp-gradual", "medium-gp-gradual", "dropout")]
     assert [found[key].verdict for key in ("accurate", "compact", "cell")] == ["met, by one seed"] * 3
     assert found["cell"].recorded == "-1.0 points" and found["quick"].verdict == "not measured yet"
+    for name, profile in (("ds2-hlstm3-gp-gradual-longer", "desk"), ("ds2-hlstm3-gp-gradual-long", "wide")):
+        save(tmp_path, name, 2 * few, *wer(7), profile=profile)                    # and no LSTM as long as these
+    rows = [(size.strip(), cells) for size, cells in scorecard.tab_goals(tmp_path).rows][1:6]
+    assert [size for size, _ in rows] == ["desk size", "desk size, twice as long", "desk size, four times as long",
+                                          "the paper's width", "the paper's width, twice as long"]
+    assert rows[2][1] == ["ds2-hlstm3-gp-gradual-longer", "7.0 %", MISSING, "1 against none",
+                                           "met, by one seed"]
 
 
 @pytest.mark.parametrize("rates, verdict", [((9.0, 9.5), "met"), ((9.0, 12.5), "not met: the seeds overlap"),

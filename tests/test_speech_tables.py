@@ -150,7 +150,10 @@ def test_wide_networks_are_those_of_their_own_profile(tmp_path):
     shown = {row: dict(zip((head for _, head in table.columns[-5:]), cells[-5:])) for row, cells in table.rows}
     assert shown["LSTM x5, dense"]["WER %"] == "9.0, n=1"
     assert shown["compact"]["compression"] == "30.0x"
-    assert set(shown["accurate"].values()) == {"–"}
+    assert set(shown["accurate"].values()) == {"–"} and "compact, trained longer" not in shown
+    name = "ds2-hlstm3-compact-gp-gradual-long"
+    make(name, "wide", 0, 450, scores={"wer": 0.5, "cer": 1.0}).save(records.path_of(name, "wide", 0, tmp_path))
+    assert row(st.tab_ds2_wide(tmp_path), "compact, trained longer")[-4:-2] == ["20.0x", "0.5, n=1"]
 
 
 def test_networks_trained_longer_are_held_against_an_lstm_trained_as_long(tmp_path):
@@ -160,12 +163,18 @@ def test_networks_trained_longer_are_held_against_an_lstm_trained_as_long(tmp_pa
                 for k in range(10)]
     for name, wer, wrong in (("ds2-lstm5", 30.0, 6), ("ds2-lstm5-long", 20.0, 4), ("ds2-hlstm3-long", 10.0, 2)):
         record = make(name, "desk", scores={"wer": wer}, valid_scores={"wer": wer + 1}, samples=said(wrong))
+        record.recipe["schedule"] = {"epochs": 8}
         record.save(records.path_of(name, "desk", 0, tmp_path))
     table = st.tab_ds2_long(tmp_path)
     assert [name for name, _ in table.rows] == ["LSTM x5", "H-LSTM x3"]            # those that were trained longer
-    assert row(table, "LSTM x5") == ["31.0, n=1", "30.0, n=1", "21.0, n=1", "20.0, n=1", MISSING, MISSING]
+    assert row(table, "LSTM x5") == ["31.0, n=1", "30.0, n=1", "8", "21.0, n=1", "20.0, n=1", MISSING, MISSING]
     cells = row(table, "H-LSTM x3")
-    assert cells[:4] == [MISSING, MISSING, "11.0, n=1", "10.0, n=1"] and cells[5].startswith("-10.0 (-")
+    assert cells[:5] == [MISSING, MISSING, "8", "11.0, n=1", "10.0, n=1"] and cells[6].startswith("-10.0 (-")
+    longer = make("ds2-hlstm3-longer", "desk", scores={"wer": 5.0}, valid_scores={"wer": 6.0}, samples=said(1))
+    longer.recipe["schedule"] = {"epochs": 16}
+    longer.save(records.path_of("ds2-hlstm3-longer", "desk", 0, tmp_path))
+    *_, (name, cells) = st.tab_ds2_long(tmp_path).rows             # no LSTM was trained as long as that
+    assert name == "H-LSTM x3" and cells[2:] == ["16", "6.0, n=1", "5.0, n=1", MISSING, MISSING]
     assert set(st.tab_ds2_long(tmp_path / "none").rows) == set()
 
 
