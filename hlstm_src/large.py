@@ -65,17 +65,21 @@ class Later:
         self.room, self.works, self.after = {}, [], []
 
     def back(self, weight: Tensor, groups: int) -> Callable:
-        """`library.back`, but for its shape: (rows, groups, K). No copy of a weight is made if K is a multiple of 32.
-        """
+        """`library.AtOnce.back`. Neither weight nor result are copied if K is a multiple of 32 and there are eights of
+        rows, in float32."""
         K, w = weight.shape[1], _filled(weight, 1)
         panel = _room(1, weight, len(w) // groups, len(w))[0, 0]
 
-        def multiply(d: Tensor) -> Tensor:
-            whole = _filled(d, groups, HEIGHT)
-            x = torch.empty(len(whole), groups, w.shape[1])
-            arrays = _numpy(whole), _numpy(w), groups, x.flatten(1).numpy(), panel
+        def multiply(d: Tensor, out: Tensor) -> None:
+            whole = _filled(d.flatten(0, 1), groups, HEIGHT)
+            size = len(whole) * groups * w.shape[1]
+            fits = out.dtype == torch.float32 and out.is_contiguous() and out.numel() == size
+            x = out if fits else torch.empty(len(whole), groups, w.shape[1])
+            arrays = _numpy(whole), _numpy(w), groups, x.view(len(whole), -1).numpy(), panel
             self.works.append(lambda _, part, parts: _back(*arrays, part, parts))
-            return x[:len(d), :, :K]
+            if not fits:
+                rows = d.shape[0] * d.shape[1]
+                self.after.append(lambda: out.copy_(x[:rows, :, :K].reshape(out.shape)))
         return multiply
 
     def add_outer(self, total: Tensor, d: Tensor, a: Tensor, groups: int) -> None:

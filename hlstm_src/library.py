@@ -61,8 +61,13 @@ class AtOnce:
 
     @staticmethod
     def back(weight: Tensor, groups: int) -> Callable:
-        """The way back of `product`: d (rows, R) -> (rows, groups*K), of many rows at a time and so without packing."""
-        return back(weight, groups, 0, 1)
+        """The way back of `product`, of many rows at a time and so without packing: d (T, B, R) -> out
+        (T, B, groups*K)."""
+        multiply = back(weight, groups, 0, 1)
+
+        def into(d: Tensor, out: Tensor) -> None:
+            out.copy_(multiply(d.flatten(0, 1)).view(out.shape))
+        return into
 
     @staticmethod
     def add_outer(total: Tensor, d: Tensor, a: Tensor, groups: int) -> None:

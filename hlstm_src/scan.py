@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .library import AtOnce, back, product
 
-STRETCH = 352, 1024         # rows (steps * B) of a stretch, at least: in float32 and float64, and in less
+STRETCH = 304, 1024         # rows (steps * B) of a stretch, at least: in float32 and float64, and in less
 
 ALONE = 0, 1                # part and parts in gates.py; numba takes 0.1 ms over arguments that are left out
 
@@ -279,10 +279,9 @@ def scan_backward(dhs: Tensor | None, dcn: Tensor | None, x: Tensor, h: Tensor, 
             sums.add_outer(dweights[j + 2], done[j + 1], a * noise[j][here] if noise else a, stacks)
         for total, d in zip(dbiases, done):
             sums.add_rows(total, d)
-        dx_here = unproject(done[0].flatten(0, 1)) if with_dx else None
-        sums.now()
         if with_dx:
-            dx[here] = dx_here.reshape(n, B, -1)
+            unproject(done[0], dx[here])
+        sums.now()
     return results
 
 
