@@ -103,7 +103,7 @@ def tab_ds2_long(root: str | Path | None = None, profile: str = RECORDED) -> Tab
             ("accurate", f"{DENSE}-gp-gradual"), ("compact", f"{COMPACT}-gp-gradual")]
     usual, longer = "the usual recipe", "trained longer"
     columns = [(usual, "WER %, validation"), (usual, WER.heading), (longer, "epochs"), (longer, "WER %, validation"),
-               (longer, WER.heading), (longer, WORDS.heading), (longer, "WER against LSTM x5")]
+               (longer, WER.heading), (longer, "against LSTM x5")]
 
     def rates(runs: list[RunRecord]) -> list[str]:
         return [spread([scores["wer"] for scores in found if "wer" in scores])
@@ -116,7 +116,6 @@ def tab_ds2_long(root: str | Path | None = None, profile: str = RECORDED) -> Tab
                 continue
             apart = paired(runs, records.find(profile, BASELINE + end, root)) if name != BASELINE else None
             lines.append((label, [*before, f"{runs[0].recipe['schedule']['epochs']}", *rates(runs),
-                                  spread([r.scores["wer_words"] for r in runs if "wer_words" in r.scores]),
                                   f"{apart[0]:+.1f} ({apart[1]:+.1f} to {apart[2]:+.1f})" if apart else MISSING]))
     notes = ["In brackets behind a difference from the LSTM x5 of as many epochs: what other utterances of these "
              "speakers could make of it (95 %).",
