@@ -373,8 +373,9 @@ def test_recognisers_train_for_equal_epochs_and_the_small_ones_are_alike(profile
         if schedule is None:
             density, schedule = rivals.rival(made.schedule["rival"], **{k: v for k, v in made.schedule.items()
                                                                         if k != "rival"})
-        assert schedule.epochs_left == sizes.epochs * (2 if name.endswith("-long") else 1)
-        assert (made.task.get("harder") is None) != name.endswith("-long")
+        times = {"long": 2, "longer": 4}.get(name.rsplit("-", 1)[1], 1)
+        assert schedule.epochs_left == sizes.epochs * times
+        assert made.task.get("harder") == (schedule.epochs_left // 4 if times > 1 else None)
         assert (density is None) == (type(schedule) is Dense)
         live[name] = sum(n * density_of(m, made.schedule.get("density", 1)) for m, n in masked.items()
                          if m.startswith("rnns."))
