@@ -24,19 +24,21 @@ class SpeechTask:
 
     In the first `ordered` epochs the batches go from short to long (Amodei et al., 2016: SortaGrad), later in random
     order. From epoch `harder` on, if there is one, more of the spectrogram is blanked: at once it would keep a network
-    from learning where the letters are. `loss` draws all its randomness from torch's global generator, which the
-    training loop seeds at each step.
+    from learning where the letters are. With `everything` the validation speakers are learned from, too, and scores of
+    them are named so, `wer_learned`: they measure nothing. `loss` draws all its randomness from torch's global
+    generator, which the training loop seeds at each step.
     """
     metric, lower_is_better = "wer", True
     bands = 15, 15, 1                  # blanked by `spec_augment`: frames, frequencies, how many of each
     more_bands = 20, 20, 3             # from epoch `harder` on
 
     def __init__(self, corpus: SpeechCorpus, batch: int = 16, limit: int | None = None, seed: int = 0,
-                 augment: bool = True, ordered: int = 0, harder: int | None = None):
+                 augment: bool = True, ordered: int = 0, harder: int | None = None, everything: bool = False):
         self.corpus, self.batch, self.limit, self.seed, self.augment = corpus, batch, limit, seed, augment
         self.ordered, self.harder, self.epoch = ordered, harder, 0
-        self.train = corpus.split("train", limit=limit)
-        self.valid = corpus.split("valid", limit=limit)
+        self.valid, self.everything = corpus.split("valid", limit=limit), everything
+        self.train = corpus.split("train", limit=limit) + (self.valid if everything else [])
+        self.metric += "_learned" if everything else ""
         self._waves: dict[str, Tensor] = {}
 
     def wave(self, u: Utterance) -> Tensor:
@@ -87,9 +89,9 @@ class SpeechTask:
         return spelled(self.log_probs(model, utterances, device))
 
     def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
-        """Validation WER and CER in percent."""
+        """Validation WER and CER in percent; with `everything` as `wer_learned` and `cer_learned`."""
         rates = scores.error_rates([u.transcript for u in self.valid], self.transcribe(model, self.valid, device))
-        return {name: rates[name] for name in ("wer", "cer")}
+        return {name + self.metric.removeprefix("wer"): rates[name] for name in ("wer", "cer")}
 
 
 def spelled(heard: list[Tensor]) -> list[str]:

@@ -107,6 +107,13 @@ def test_the_stored_model_scores_what_the_record_says(results, corpus, name, see
     assert {k: valid[k] for k in record.valid_scores} == record.valid_scores
 
 
+def test_a_network_that_learns_from_everything_has_no_validation_scores(results):
+    """The names say what they are, and no table can take them for scores on speakers whom it never heard."""
+    record = run("ds2-lstm5-long-all")
+    assert record.valid_scores == {} and "wer" in record.scores
+    assert {name for row in record.history for name in row.scores} == {"wer_learned", "cer_learned"}
+
+
 def test_it_is_the_stored_file_that_is_scored(results, monkeypatch):
     """If storing turns the recogniser deaf, the record says so."""
     save = experiments.save_model
@@ -373,8 +380,9 @@ def test_recognisers_train_for_equal_epochs_and_the_small_ones_are_alike(profile
         if schedule is None:
             density, schedule = rivals.rival(made.schedule["rival"], **{k: v for k, v in made.schedule.items()
                                                                         if k != "rival"})
-        times = {"long": 2, "longer": 4}.get(name.rsplit("-", 1)[1], 1)
+        times = {"long": 2, "longer": 4}.get(name.removesuffix("-all").rsplit("-", 1)[1], 1)
         assert schedule.epochs_left == sizes.epochs * times
+        assert made.task.get("everything", False) == name.endswith("-all")
         assert made.task.get("harder") == (schedule.epochs_left // 4 if times > 1 else None)
         assert (density is None) == (type(schedule) is Dense)
         live[name] = sum(n * density_of(m, made.schedule.get("density", 1)) for m, n in masked.items()

@@ -111,6 +111,15 @@ def test_validation_scores_are_error_rates_on_the_validation_set(corpus, model):
     assert len(task.train) == len(task.valid) == 3
 
 
+def test_everything_is_all_but_the_test_set(corpus, model):
+    task = SpeechTask(corpus, everything=True)
+    read = {task.train[k].id for batch in task.batches(0) for k in batch}
+    assert read == {u.id for u in corpus.split("train", "valid")}
+    assert not read & {u.id for u in corpus.split("test")} and len(task.train) == len(read)
+    usual = SpeechTask(corpus).evaluate(model, CPU)
+    assert task.evaluate(model, CPU) == {f"{name}_learned": rate for name, rate in usual.items()}
+
+
 def test_a_sound_is_read_once(tmp_path):
     corpus = SpeechCorpus(make_corpus(tmp_path, {"train": 1, "valid": 1, "test": 1}))
     task = SpeechTask(corpus)
