@@ -24,7 +24,8 @@ SIZES = {"desk": "desk size", st.WIDE: "the paper's width", "paper": "the paper'
 NO_CLAIM = ("models", "wer_baseline", "bleu_baseline")     # how many models there are, and what they are held against
 FEWER, QUICKER = 40, 5         # our own goals: so many times fewer weights, and less time, than the LSTM x5
 NOT_RUN = "not run"
-TRAINED = {"": "", st.LONG: ", twice as long", st.LONGER: ", four times as long"}      # by the ends of runs' names
+TRAINED = {"": "", st.LONG: ", twice as long", st.ALL: ", twice as long, on validation speakers, too",
+           st.LONGER: ", four times as long"}      # by the ends of runs' names
 
 
 @dataclass(frozen=True)

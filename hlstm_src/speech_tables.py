@@ -27,7 +27,8 @@ from .tables import MISSING, RECORDED, Table, factor, percent, spread
 BASELINE, DENSE, ACCURATE, COMPACT = "ds2-lstm5", "ds2-hlstm3", "ds2-hlstm3-gp", "ds2-hlstm3-compact"
 FAST = "ds2-hlstm3-fast"
 WIDE = "wide"          # the profile whose recognisers are as wide as the paper's
-LONG, LONGER = "-long", "-longer"      # the ends of the names of those that were trained twice, four times as long
+LONG, ALL, LONGER = "-long", "-long-all", "-longer"    # the ends of the names of those that were trained twice as long,
+                                       # as long and on the validation speakers, too, and four times as long
 WAYS = {"-gp-gradual": "gradually", "-whole": "gradually, convolutions, too", "-fast": "in blocks"}   # else in rounds
 
 SPEECH = (
@@ -89,8 +90,9 @@ def tab_ds2_wide(root: str | Path | None = None) -> Table:
     """The recognisers that are as wide as the paper's (`tab-ds2-wide`), from the records of the profile `wide`."""
     rows = [("LSTM x5, dense", "baseline", BASELINE),
             ("accurate", "accurate", f"{DENSE}-gp-gradual"), ("compact", "compact", f"{COMPACT}-gp-gradual")]
-    rows += [(f"{row}, trained longer", model, name + LONG) for row, model, name in rows
-             if records.find(WIDE, name + LONG, root)]
+    rows += [(row + told, model, name + end)
+             for end, told in ((LONG, ", trained longer"), (ALL, ", longer and on all")) for row, model, name in rows
+             if records.find(WIDE, name + end, root)]
     caption = f"Recognisers {PROFILES[WIDE].speech.hidden} wide; ours were grown, then pruned gradually"
     return compare("tab-ds2-wide", caption, "deepspeech2", rows, [SIZE, COMPRESSION, WER, CER, WORDS], None, root,
                    recorded=WIDE)
@@ -111,11 +113,12 @@ def tab_ds2_long(root: str | Path | None = None, profile: str = RECORDED) -> Tab
     lines = []
     for label, name in rows:
         before = rates(records.find(profile, name, root))
-        for end in (LONG, LONGER):
+        for end in (LONG, ALL, LONGER):
             if not (runs := records.find(profile, name + end, root)):
                 continue
             apart = paired(runs, records.find(profile, BASELINE + end, root)) if name != BASELINE else None
-            lines.append((label, [*before, f"{runs[0].recipe['schedule']['epochs']}", *rates(runs),
+            told = ", on validation speakers, too" if end == ALL else ""
+            lines.append((label + told, [*before, f"{runs[0].recipe['schedule']['epochs']}", *rates(runs),
                                   f"{apart[0]:+.1f} ({apart[1]:+.1f} to {apart[2]:+.1f})" if apart else MISSING]))
     notes = ["In brackets behind a difference from the LSTM x5 of as many epochs: what other utterances of these "
              "speakers could make of it (95 %).",

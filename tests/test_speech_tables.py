@@ -175,6 +175,11 @@ def test_networks_trained_longer_are_held_against_an_lstm_trained_as_long(tmp_pa
     longer.save(records.path_of("ds2-hlstm3-longer", "desk", 0, tmp_path))
     *_, (name, cells) = st.tab_ds2_long(tmp_path).rows             # no LSTM was trained as long as that
     assert name == "H-LSTM x3" and cells[2:] == ["16", "6.0, n=1", "5.0, n=1", MISSING]
+    whole = make("ds2-lstm5-long-all", "desk", scores={"wer": 15.0}, valid_scores={}, samples=said(3))
+    whole.recipe["schedule"] = {"epochs": 8}
+    whole.save(records.path_of("ds2-lstm5-long-all", "desk", 0, tmp_path))
+    assert row(st.tab_ds2_long(tmp_path), "LSTM x5, on validation speakers, too")[2:] == [
+        "8", MISSING, "15.0, n=1", MISSING]
     assert set(st.tab_ds2_long(tmp_path / "none").rows) == set()
 
 
