@@ -6,7 +6,7 @@ from pathlib import Path
 from numba import njit
 
 FILES = tuple(Path(__file__).parent / f"{name}.py" for name in (
-    "compiled", "gates", "vectors", "products", "team", "large", "steps", "compact/kernels", "compact/layouts",
+    "compiled", "gates", "vectors", "tiles", "products", "team", "large", "steps", "compact/kernels", "compact/layouts",
     "compact/cells", "compact/captioner", "compact/recogniser"))
 
 

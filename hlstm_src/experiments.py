@@ -29,8 +29,8 @@ from .training import Trainer, accelerator
 
 # The code that decides what a run computes: a change in one of these makes the records of smoke and laptop stale.
 CODE = [Path(__file__).with_name(f"{name}.py") for name in
-        ("compiled", "gates", "vectors", "products", "team", "large", "steps", "library", "scan", "sequences", "lstm",
-         "masks", "growprune", "schedule", "rivals", "audio", "deepspeech2", "decoding", "search", "neuraltalk",
+        ("compiled", "gates", "vectors", "tiles", "products", "team", "large", "steps", "library", "scan", "sequences",
+         "lstm", "masks", "growprune", "schedule", "rivals", "audio", "deepspeech2", "decoding", "search", "neuraltalk",
          "encoders", "corpora", "scores", "caption_scores", "counting", "tasks", "toy", "benchmarks", "training",
          "recipes", "experiments")]
 BENCHMARKS = {"speech": benchmarks.Speech, "toy": benchmarks.Toy, "captions": benchmarks.Captions}

@@ -1,11 +1,12 @@
 """Products of many rows, for what waits for no other step: projections and the gradients of weights and x.
 
 The matrix library's own are as quick where it knows the processor, and half as quick where it does not use vectors of
-16 numbers though they are there. These are called as those in library.py are, for weights in float32 or bfloat16, and
-make the same bits with any number of threads; sums are float32.
+16 numbers though they are there, or, at times, with tiles (tiles.py). These are called as those in library.py are, for
+weights in float32 or bfloat16, and make the same bits with any number of threads; sums are float32.
 
-A strip (vectors.py) times a panel is all there is. Both lie deep in a matrix, a row of it after the other, or in
-bfloat16 two rows after two: then what lies one above the other becomes a pair, the 32 bits of a uint32.
+All there is, is a strip (vectors.py) or a block (tiles.py) times a panel. Both lie deep in a matrix, a row of it after
+the other, or in bfloat16 two rows after two: then what lies one above the other becomes a pair, the 32 bits of a
+uint32.
 """
 
 from collections.abc import Callable
@@ -20,10 +21,13 @@ from torch import Tensor
 from . import products, team
 from .compiled import compiled
 from .gates import _float32, share
+from .library import as_array
 from .team import meet
+from .tiles import CONFIG, ROWS, TILE, TILES, block, configure, release
 from .vectors import (
     HEIGHT,
     LANES,
+    LINE,
     PANEL,
     WIDTH,
     pairs_of_strip,
@@ -35,11 +39,13 @@ from .vectors import (
     strip_of_pairs,
     take_strip,
     take_vector,
+    turn,
 )
 
 # Whether they are quicker than the library's, by the type of the weights.
-WORTH_IT = {torch.float32: LANES == 16, torch.bfloat16: bool(products.HAS("avx512bf16")) and not products.TILES}
-DEEP = 384                             # depth of a piece of a panel that stays in the nearest cache
+WORTH_IT = {torch.float32: LANES == 16, torch.bfloat16: bool(products.HAS("avx512bf16")) or TILES}
+# Depth of a piece of a panel that stays in the nearest cache, with what it meets there: of vectors, and of tiles.
+DEEP = 384, 256
 TAKEN = 32                             # columns of d that are taken at once: of fewer, lines of the cache come in vain
 
 
@@ -50,7 +56,7 @@ def product(weight: Tensor, groups: int, bias: Tensor | None = None) -> Callable
     def multiply(x: Tensor) -> Tensor:
         whole = _filled(x, groups, products.ROWS)
         y = torch.empty(len(whole), len(weight))
-        arrays = _numpy(whole), packed, groups, y.numpy()
+        arrays = as_array(whole), packed, groups, y.numpy()
         team.together(lambda _, part, parts: _product(*arrays, part, parts))
         return y[:len(x)] if bias is None else y[:len(x)].add_(bias)
     return multiply
@@ -68,15 +74,16 @@ class Later:
         """`library.AtOnce.back`. Neither weight nor result are copied if K is a multiple of 32 and there are eights of
         rows, in float32."""
         K, w = weight.shape[1], _filled(weight, 1)
-        panel = _room(1, weight, len(w) // groups, len(w))[0, 0]
+        panel, tiled = _room(1, weight, len(w) // groups, len(w))[0, 0], TILES and weight.dtype == torch.bfloat16
+        back = _back_by_tiles if tiled else _back
 
         def multiply(d: Tensor, out: Tensor) -> None:
-            whole = _filled(d.flatten(0, 1), groups, HEIGHT)
+            whole = _filled(d.flatten(0, 1), groups, ROWS if tiled else HEIGHT)
             size = len(whole) * groups * w.shape[1]
             fits = out.dtype == torch.float32 and out.is_contiguous() and out.numel() == size
             x = out if fits else torch.empty(len(whole), groups, w.shape[1])
-            arrays = _numpy(whole), _numpy(w), groups, x.view(len(whole), -1).numpy(), panel
-            self.works.append(lambda _, part, parts: _back(*arrays, part, parts))
+            arrays = as_array(whole), as_array(w), groups, x.view(len(whole), -1).numpy(), panel
+            self.works.append(lambda _, part, parts: back(*arrays, part, parts))
             if not fits:
                 rows = d.shape[0] * d.shape[1]
                 self.after.append(lambda: out.copy_(x[:rows, :, :K].reshape(out.shape)))
@@ -85,17 +92,18 @@ class Later:
     def add_outer(self, total: Tensor, d: Tensor, a: Tensor, groups: int) -> None:
         """`library.add_outer`."""
         K, d, a = total.shape[1], _filled(d.flatten(0, 1), groups, 2), _filled(a.to(d.dtype).flatten(0, 1), groups, 2)
-        whole = _filled(total, 1)
+        whole, tiled = _filled(total, 1), TILES and d.dtype == torch.bfloat16
         if (key := (whole.shape[1], len(d))) not in self.room:     # a work ends when all threads have left its panels
-            self.room[key] = _room(whole.shape[1] // PANEL, d, len(d), DEEP)
-        arrays = whole.numpy(), _numpy(d), _numpy(a), groups, self.room[key]
-        self.works.append(lambda *parts: _add_outer(*arrays, *parts))
+            self.room[key] = _room(whole.shape[1] // PANEL, d, len(d), DEEP[tiled])
+        arrays = whole.numpy(), as_array(d), as_array(a), groups, self.room[key]
+        add = _add_outer_by_tiles if tiled else _add_outer
+        self.works.append(lambda *parts: add(*arrays, *parts))
         if whole.shape[1] > K:
             self.after.append(lambda: total.copy_(whole[:, :K]))
 
     def add_rows(self, total: Tensor, d: Tensor) -> None:
         """`library.add_rows`."""
-        arrays = total.numpy(), _numpy(d.flatten(0, 1))
+        arrays = total.numpy(), as_array(d.flatten(0, 1))
         self.works.append(lambda _, part, parts: _add_rows(*arrays, part, parts))
 
     def now(self) -> None:
@@ -119,15 +127,20 @@ def _room(count: int, like: Tensor, rows: int, deep: int) -> np.ndarray:
     depth = rows if single else -(-rows // 2)
     pieces = -(-depth // deep)
     depth = -(-depth // pieces)
+    depth += -depth % 16 if TILES and not single else 0            # whole tiles
     return room((count, pieces, depth, PANEL) if single else (count, pieces, WIDTH, depth, LANES),
                 np.float32 if single else np.uint32)
 
 
-def _numpy(s: Tensor) -> np.ndarray:
-    return (s.view(torch.uint16) if s.dtype == torch.bfloat16 else s).numpy()
-
-
 # From here on compiled; x_at is the address of x ----------------------------------------------------------------------
+
+@compiled
+def _zeros(like):
+    """Room of that size and type, which begins where a line of the cache does; a thread's own."""
+    whole = np.zeros(like.size + LINE // like.itemsize, like.dtype)
+    first = -np.int64(whole.ctypes.data) % LINE // like.itemsize
+    return whole[first:first + like.size].reshape(like.shape)
+
 
 @compiled
 def _product(x, packed, groups, out, part, parts):
@@ -199,7 +212,7 @@ def _multiply_of(panels, x, wide, ahead, panel, depth, out, far, more):
 @compiled
 def _back(d, weight, groups, out, panel, part, parts):
     """d (rows, R), weight (R, K) in blocks of rows -> out (rows, groups*K). A thread makes panels of its own."""
-    (R, K), own, wide, far = weight.shape, np.empty_like(panel), d.strides[0], 4 * out.shape[1]
+    (R, K), own, wide, far = weight.shape, _zeros(panel), d.strides[0], 4 * out.shape[1]
     size, panels, depth = R // groups, K // PANEL, panel.size // PANEL
     d_at, out_at = d.ctypes.data, out.ctypes.data
     for n in range(part, groups * panels, parts):
@@ -234,6 +247,49 @@ def _add_outer(total, d, a, groups, panels, counter, part, parts):
                                   panels_at + step * (n * pieces + k), depth,
                                   total_at + 4 * ((first + s * HEIGHT) * K + n * PANEL), 4 * K, True)
         met = meet(counter, parts, met)                            # before other panels take the place of these
+
+
+@compiled
+def _back_by_tiles(d, weight, groups, out, panel, part, parts):
+    """`_back` on tile units."""
+    (R, K), own, wide, far = weight.shape, _zeros(panel), np.int64(d.strides[0]), np.int64(4 * out.shape[1])
+    size, panels, depth = R // groups, K // PANEL, np.int64(panel.shape[1] // 16)
+    configure(CONFIG.ctypes.data)
+    for n in range(part, groups * panels, parts):
+        g, first = n // panels, n % panels * PANEL
+        _panel(weight, g * size, first, (g + 1) * size, own)
+        at, to = d.ctypes.data + 2 * g * size, out.ctypes.data + 4 * (g * K + first)
+        for p in range(0, len(d), ROWS):
+            block(at + p * wide, wide, 64, own.ctypes.data, depth, to + p * far, far, False)
+    release()
+
+
+@compiled
+def _add_outer_by_tiles(total, d, a, groups, panels, counter, part, parts):
+    """`_add_outer` on tile units, which want what lies below each other in d side by side."""
+    (R, K), (count, pieces), met = total.shape, panels.shape[:2], 0
+    size, pairs, far = R // groups, panels.shape[3], np.int64(4 * K)
+    depth, deep = np.int64(pairs // 16), 2 * pairs                 # tiles and rows of a piece
+    own, x = _zeros(panels[0]), _zeros(panels[0, 0])
+    x_at = np.int64(x.ctypes.data)
+    configure(CONFIG.ctypes.data)
+    for g in range(groups):
+        for n in range(part, count, parts):
+            for k in range(pieces):
+                _panel(a, k * deep, g * K + n * PANEL, len(a), panels[n, k])
+        met = meet(counter, parts, met)
+        for m in share(size // PANEL, part, parts):
+            first = g * size + m * PANEL
+            for k in range(pieces):
+                _panel(d, k * deep, first, len(d), own[k])
+                for tile in range(WIDTH * depth):
+                    turn(own[k].ctypes.data + TILE * tile, LINE, x_at + TILE * tile, LINE)
+                for n in range(count):
+                    for half in range(WIDTH):
+                        block(x_at + half * TILE * depth, LINE, TILE, panels[n, k].ctypes.data, depth,
+                              total.ctypes.data + (first + half * ROWS) * far + 4 * n * PANEL, far, True)
+        met = meet(counter, parts, met)                            # before other panels take the place of these
+    release()
 
 
 @compiled

@@ -6,6 +6,7 @@ large.py has the same products by our own hand.
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,6 +47,11 @@ def has_bfloat16() -> bool:
     """Whether this CPU can multiply in bfloat16: it takes an instruction set that older ones lack, and on these PyTorch
     is slow in it and has no LSTM."""
     return hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def as_array(s: Tensor) -> np.ndarray:
+    """s as an array of the same memory; bfloat16, which NumPy does not know, as its bits."""
+    return (s.view(torch.uint16) if s.dtype == torch.bfloat16 else s).numpy()
 
 
 def _can_pack(weight: Tensor) -> bool:

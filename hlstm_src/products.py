@@ -1,27 +1,25 @@
 """Products of a few rows with a packed matrix, by the processor's own instructions, to be called from compiled code.
 
-In bfloat16, summed in float32, on the tile units of newer Intel CPUs (AMX) or else by vectors (AVX512-BF16); in float32
-by vectors (vectors.py). numba hands the instructions on. `available` says what this processor has, `fits` what can be
+In bfloat16, summed in float32, on tile units (AMX: tiles.py) or else by vectors (AVX512-BF16); in float32 by vectors
+(vectors.py). numba hands the instructions on. `available` says what this processor has, `fits` what can be
 cut into pieces.
 """
 
-import ctypes
 import functools
 import platform
 
 import numpy as np
-from llvmlite import ir
+import torch
 from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 from torch import Tensor, bfloat16, dtype, float32, uint16
 
+from . import team
 from .compiled import compiled
-from .vectors import BYTE, HAS, HEIGHT, PANEL, room, strip, strip_of_pairs
-
-ROWS = 16                              # of a tile; it is 64 bytes wide: 16 numbers in float32, 32 in bfloat16
-CONFIG = np.zeros(64, np.uint8)        # what the processor wants to know: palette 1, eight tiles of 16 rows, 64 bytes
-CONFIG[0], CONFIG[16:32:2], CONFIG[48:56] = 1, 64, ROWS
+from .gates import share
+from .library import as_array
+from .tiles import CONFIG, ROWS, TILE, TILES, block, configure, release
+from .vectors import HAS, HEIGHT, LANES, PANEL, SIZE, pairs_of_vector, strip, strip_of_pairs, turn
 
 
 @functools.cache
@@ -34,17 +32,6 @@ def available(kind: dtype) -> bool:
     return kind == bfloat16 and (TILES or bool(HAS("avx512bf16")))
 
 
-def _tiles() -> bool:
-    """Whether there are tile units for bfloat16, and the system lets us use them."""
-    if platform.system() != "Linux" or not (HAS("amx-tile") and HAS("amx-bf16")):
-        return False
-    arch_prctl, request, tile_data = 158, 0x1023, 18               # Linux gives a process the tiles when it asks
-    return ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0
-
-
-TILES = _tiles()
-
-
 def fits(weights: tuple[Tensor, ...], groups: tuple[int, ...]) -> bool:
     """Whether matrices (rows, K), each in so many blocks of rows, and their transposes can be cut into pieces."""
     return all(w.shape[1] % 32 == 0 and w.shape[0] % (32 * n) == 0 for w, n in zip(weights, groups))
@@ -53,10 +40,13 @@ def fits(weights: tuple[Tensor, ...], groups: tuple[int, ...]) -> bool:
 def pack(weight: Tensor) -> np.ndarray:
     """A matrix (rows, K), cut. In bfloat16: tiles (rows/16, K/32, 16, 16, 2), neighbours in K beside each other in
     pairs; in float32: panels of so many rows as two vectors hold, (rows/PANEL, K, PANEL)."""
-    rows, K = weight.shape
-    if weight.dtype == float32:
-        return weight.reshape(rows // PANEL, PANEL, K).mT.contiguous().numpy()
-    return _cut(weight.contiguous().view(uint16).numpy(), room((rows // 16, K // 32, 16, 16, 2), np.uint16))
+    (rows, K), single = weight.shape, weight.dtype == float32
+    out = torch.empty((rows // PANEL, K, PANEL) if single else (rows // 16, K // 32, 16, 16, 2),
+                      dtype=float32 if single else uint16).numpy()
+    given = as_array(weight.contiguous())
+    cut = _cut_panels if single else _cut
+    team.together(lambda _, part, parts: cut(given, out, part, parts))
+    return out
 
 
 def pack_back(weight: Tensor, groups: int) -> np.ndarray:
@@ -65,82 +55,39 @@ def pack_back(weight: Tensor, groups: int) -> np.ndarray:
     if weight.dtype == float32:                                    # (groups * K/PANEL, rows/groups, PANEL)
         blocks = weight.reshape(groups, rows // groups, K // PANEL, PANEL)
         return blocks.transpose(1, 2).reshape(-1, rows // groups, PANEL).contiguous().numpy()
-    out = room((groups * K // 16, rows // groups // 32, 16, 16, 2), np.uint16)
-    return _cut_back(weight.contiguous().view(uint16).numpy(), groups, out)
-
-
-@compiled
-def _cut(weight, out):
-    rows, K = weight.shape
-    for n in range(rows // 16):
-        for k in range(K // 32):
-            tile = out[n, k]
-            for pair in range(16):
-                for row in range(16):
-                    for one in range(2):
-                        tile[pair, row, one] = weight[16 * n + row, 32 * k + 2 * pair + one]
+    out = torch.empty(groups * K // 16, rows // groups // 32, 16, 16, 2, dtype=uint16).numpy()
+    given = as_array(weight.contiguous())
+    team.together(lambda _, part, parts: _cut_back(given, groups, out, part, parts))
     return out
 
 
 @compiled
-def _cut_back(weight, groups, out):
-    rows, K = weight.shape
-    size = rows // groups
-    for g in range(groups):
-        for n in range(K // 16):
-            for k in range(size // 32):
-                tile = out[g * K // 16 + n, k]
-                for pair in range(16):
-                    for row in range(16):
-                        for one in range(2):
-                            tile[pair, row, one] = weight[g * size + 32 * k + 2 * pair + one, 16 * n + row]
-    return out
+def _cut_panels(weight, out, part, parts):
+    wide = np.int64(4 * weight.shape[1])
+    for n in share(len(out), part, parts):
+        for half in range(0, PANEL, LANES):
+            at, to = weight.ctypes.data + (n * PANEL + half) * wide, out[n].ctypes.data + 4 * half
+            for k in range(0, weight.shape[1], LANES):
+                turn(at + 4 * k, wide, to + 4 * PANEL * k, 4 * PANEL)
 
 
-# The instructions -----------------------------------------------------------------------------------------------------
-
-def _instruction(name: str, numbers: int, address: bool):
-    """A numba intrinsic for LLVM's `name`, which takes so many tile numbers and, if so, an address and a stride."""
-    def emit(context, builder, signature, args):
-        tiles = [ir.Constant(BYTE, each.literal_value) for each in signature.args[:numbers]]
-        places = [builder.inttoptr(args[numbers], BYTE.as_pointer()), *args[numbers + 1:]] if address else []
-        kinds = [each.type for each in tiles + places]
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), kinds),
-                                                  f"llvm.x86.{name}")
-        builder.call(function, tiles + places)
-        return context.get_dummy_value()
-    return emit
+@compiled
+def _cut(weight, out, part, parts):
+    wide = np.int64(2 * weight.shape[1])
+    for n in share(len(out), part, parts):
+        at, to = weight.ctypes.data + 16 * n * wide, out[n].ctypes.data
+        for k in range(out.shape[1]):
+            turn(at + SIZE * k, wide, to + TILE * k, SIZE)
 
 
-@intrinsic(prefer_literal=True)
-def configure(typing, address):
-    return types.void(types.uintp), _instruction("ldtilecfg", 0, True)
-
-
-@intrinsic(prefer_literal=True)
-def release(typing):
-    return types.void(), _instruction("tilerelease", 0, False)
-
-
-@intrinsic(prefer_literal=True)
-def zero(typing, tile):
-    return types.void(tile), _instruction("tilezero", 1, False)
-
-
-@intrinsic(prefer_literal=True)
-def load(typing, tile, address, stride):
-    return types.void(tile, types.uintp, types.int64), _instruction("tileloadd64", 1, True)
-
-
-@intrinsic(prefer_literal=True)
-def store(typing, tile, address, stride):
-    return types.void(tile, types.uintp, types.int64), _instruction("tilestored64", 1, True)
-
-
-@intrinsic(prefer_literal=True)
-def dot(typing, total, a, b):
-    """total += a (16 rows, 32 in K) times b (16 pairs in K, 16 columns)."""
-    return types.void(total, a, b), _instruction("tdpbf16ps", 3, False)
+@compiled
+def _cut_back(weight, groups, out, part, parts):
+    tiles, wide = len(out) // groups, np.int64(2 * weight.shape[1])
+    size = 16 * out.shape[1] * wide * 2                            # bytes of a block of rows
+    for n in share(len(out), part, parts):
+        at, to = weight.ctypes.data + n // tiles * size + SIZE // 2 * (n % tiles), out[n].ctypes.data
+        for pair in range(16 * out.shape[1]):
+            pairs_of_vector(at + 2 * pair * wide, wide, to + SIZE * pair)
 
 
 # Products -------------------------------------------------------------------------------------------------------------
@@ -148,38 +95,13 @@ def dot(typing, total, a, b):
 @compiled
 def by_tiles(x, packed, groups, out, rows, part, parts):
     """`product` in bfloat16, x as uint16. Only between `configure` and `release`."""
-    columns, depth = packed.shape[0] // groups, packed.shape[1]    # in tiles
-    wide, far = 2 * x.shape[1], 4 * out.shape[1]                   # bytes from row to row
-    for p in range(rows[0], rows[1], 2 * ROWS):
-        for g in range(groups):
-            a = x.ctypes.data + p * wide + 64 * depth * g
-            for n in range(g * columns + 2 * part, (g + 1) * columns, 2 * parts):
-                b, to = packed.ctypes.data + 1024 * depth * n, out.ctypes.data + p * far + 64 * n
-                zero(0)
-                zero(1)
-                if p + ROWS < rows[1]:                                   # two tiles of rows by two of columns
-                    zero(2)
-                    zero(3)
-                    for k in range(depth):
-                        load(4, a + 64 * k, wide)
-                        load(5, a + 64 * k + ROWS * wide, wide)
-                        load(6, b + 1024 * k, 64)
-                        dot(0, 4, 6)
-                        dot(2, 5, 6)
-                        load(7, b + 1024 * (depth + k), 64)
-                        dot(1, 4, 7)
-                        dot(3, 5, 7)
-                    store(2, to + ROWS * far, far)
-                    store(3, to + ROWS * far + 64, far)
-                else:
-                    for k in range(depth):
-                        load(4, a + 64 * k, wide)
-                        load(6, b + 1024 * k, 64)
-                        dot(0, 4, 6)
-                        load(7, b + 1024 * (depth + k), 64)
-                        dot(1, 4, 7)
-                store(0, to, far)
-                store(1, to + 64, far)
+    tiles, depth = packed.shape[0] // groups, np.int64(packed.shape[1])
+    wide, far = np.int64(2 * x.shape[1]), np.int64(4 * out.shape[1])         # bytes from row to row
+    for n in range(2 * part, len(packed), 2 * parts):              # two tiles of columns, while they are near
+        b, to = np.int64(packed.ctypes.data) + TILE * depth * n, np.int64(out.ctypes.data) + 64 * n
+        a = np.int64(x.ctypes.data) + 64 * depth * (n // tiles)
+        for p in range(rows[0], rows[1], ROWS):
+            block(a + p * wide, wide, 64, b, depth, to + p * far, far, False)
 
 
 @compiled

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .library import AtOnce, back, product
+from .library import AtOnce, as_array, back, product
 
 STRETCH = 304, 1024         # rows (steps * B) of a stretch, at least: in float32 and float64, and in less
 
@@ -79,16 +79,16 @@ def scan(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], biases: list[Te
         if fused:
             fields = _by_row(H, c, gates[here], cs, hs[here])
         if compiled:
-            compiled.forward(_numpy(projected), h.reshape(-1, H).numpy(), *packed, bias.numpy(),
+            compiled.forward(as_array(projected), h.reshape(-1, H).numpy(), *packed, bias.numpy(),
                              _factors(noise, here, hidden_here), stacks,
-                             compiled.gates.ACTIVATIONS.index(activation), _numpy(hidden_here[0]), *fields)
+                             compiled.gates.ACTIVATIONS.index(activation), as_array(hidden_here[0]), *fields)
             h, c = hs[here][-1], cs[-1]
         for t in () if compiled else range(len(cs)):
             z = recur(h.to(low)), projected[t]
             if not layers:                                         # an LSTM: summed in the type of the gates
                 z = z[0].to(c.dtype).add_(z[1])
             elif fused and low == torch.bfloat16:                  # of float32, PyTorch's own tanh is quicker
-                fused.hidden(*map(_numpy, (*z, a := hidden_here[0, t])), fused.ACTIVATIONS.index(activation), *ALONE)
+                fused.hidden(*map(as_array, (*z, a := hidden_here[0, t])), fused.ACTIVATIONS.index(activation), *ALONE)
             else:
                 a = IN_PLACE[activation](torch.add(*z, out=hidden_here[0, t]))
             for j, layer in enumerate(layers):
@@ -96,7 +96,7 @@ def scan(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], biases: list[Te
                     a = IN_PLACE[activation](hidden_here[j, t].copy_(z))
                 z = layer(a * noise[j][start + t] if noise else a)
             if fused:
-                fused.forward(_numpy(z.view(-1, 4, H)), t, *fields, *ALONE)
+                fused.forward(as_array(z.view(-1, 4, H)), t, *fields, *ALONE)
             else:
                 now = gates[start + t].view(B, D, 4, H)
                 _forward(z.view(B, D, 4, H).to(c.dtype), c.view(B, D, H), now, *(s.view(B, D, H) for s in (
@@ -183,14 +183,9 @@ def _factors(noise: list[Tensor], here: slice, hidden: Tensor):
     """Dropout factors of the one hidden layer (layers, steps, B, N) in a stretch, as steps.py takes them: (steps, B,
     N), (1, B, N) where a sequence keeps its own, (0, B, N) without dropout."""
     if not noise:
-        return _numpy(hidden[0, :0])
+        return as_array(hidden[0, :0])
     own = noise[0][:1] if noise[0].stride(0) == 0 else noise[0][here]
-    return _numpy(own.to(hidden.dtype).contiguous())
-
-
-def _numpy(s: Tensor):
-    """s as an array; bfloat16, which NumPy does not know, as its bits."""
-    return (s.view(torch.uint16) if s.dtype == torch.bfloat16 else s).numpy()
+    return as_array(own.to(hidden.dtype).contiguous())
 
 
 @scan.register_fake
@@ -252,8 +247,8 @@ def scan_backward(dhs: Tensor | None, dcn: Tensor | None, x: Tensor, h: Tensor, 
             given = (cs[:0] if s is None else s.contiguous() for s in (dhs_here, dcs))
             compiled.backward(*(s.view(len(s), B * D, H).numpy() for s in given), *running, *packed,
                               _factors(noise, here, hidden_here), stacks,
-                              compiled.gates.ACTIVATIONS.index(activation), _numpy(hidden_here[0]), *fields,
-                              *map(_numpy, done))
+                              compiled.gates.ACTIVATIONS.index(activation), as_array(hidden_here[0]), *fields,
+                              *map(as_array, done))
         elif fused:
             fused.states(*fields, *ALONE)
         else:
@@ -264,7 +259,7 @@ def scan_backward(dhs: Tensor | None, dcn: Tensor | None, x: Tensor, h: Tensor, 
                     total += more[t].view(B, D, H)
             d = done[-1][t]
             if fused:
-                fused.backward(*running, t, *fields, _numpy(d.view(-1, 4, H)), *ALONE)
+                fused.backward(*running, t, *fields, as_array(d.view(-1, 4, H)), *ALONE)
             else:
                 _backward(dh, dc, together[t].view(B, D, 4, H), *(s.view(B, D, H) for s in (
                     cs[t], cs[t - 1] if t else c)), d.view(B, D, 4, H))

@@ -123,6 +123,28 @@ def _taken(pairs: bool, count: int):
     return taken
 
 
+@intrinsic
+def turn(typing, x, wide, out, far):
+    """LANES rows of LANES numbers of 32 bits each, turned: what was a row becomes a column.
+
+    x, out: addresses; wide, far: bytes from row to row. A number's row and column trade one bit of theirs at a time."""
+    def emit(context, b, signature, args):
+        x, wide, out, far = args
+        rows = [_load(b, b.add(x, b.mul(wide, LONG(k))), WORDS) for k in range(LANES)]
+        for bit in (1 << n for n in range(LANES.bit_length() - 1)):
+            first = [k & ~bit if not k & bit else LANES + (k & ~bit) for k in range(LANES)]
+            second = [index + bit for index in first]
+            for k in range(LANES):
+                if not k & bit:
+                    both = rows[k], rows[k | bit]
+                    rows[k], rows[k | bit] = (b.shuffle_vector(*both, ir.Constant(WORDS, choice))
+                                              for choice in (first, second))
+        for k, row in enumerate(rows):
+            b.store(row, b.inttoptr(b.add(out, b.mul(far, LONG(k))), WORDS.as_pointer())).align = 4
+        return context.get_dummy_value()
+    return types.void(*[types.int64] * 4), emit
+
+
 def _load(b, address, kind, align=4):
     value = b.load(b.inttoptr(address, kind.as_pointer()))
     value.align = align

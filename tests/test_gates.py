@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hlstm_src import HLSTM, gates, scan
+from hlstm_src import HLSTM, gates, library, scan
 from hlstm_src.lstm import ACTIVATIONS
 
 sizes = st.tuples(st.integers(1, 5), st.integers(1, 40))           # R rows, H hidden
@@ -34,7 +34,7 @@ def run(z, start):
     R, _, H = z.shape[1:]
     room = np.empty((2, R, 4, H), np.float32), np.empty((2, R, H), np.float32), np.empty((2, R, H), np.float32)
     for t in range(2):
-        gates.forward(scan._numpy(z[t]), t, start.numpy(), *room, *scan.ALONE)
+        gates.forward(library.as_array(z[t]), t, start.numpy(), *room, *scan.ALONE)
     return room
 
 
@@ -60,7 +60,7 @@ def test_the_way_back_is_that_of_autograd(size, seed, scale, low, t):
     dh, dc = torch.randn(2, *before.shape, generator=torch.Generator().manual_seed(seed + 1))
     wanted, wanted_c = torch.autograd.grad((h * dh).sum() + (c_after * dc).sum(), (into, c))
     running, d = dc.clone(), torch.empty(wanted.shape, dtype=low)
-    gates.backward(dh.numpy(), running.numpy(), t, start.numpy(), made, cs, scan._numpy(d), *scan.ALONE)
+    gates.backward(dh.numpy(), running.numpy(), t, start.numpy(), made, cs, library.as_array(d), *scan.ALONE)
     torch.testing.assert_close(running, wanted_c, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(d.float(), wanted, **({"rtol": 1e-5, "atol": 1e-6} if low == torch.float32 else
                                                      {"rtol": 2 ** -8, "atol": 1e-6}))
@@ -73,7 +73,7 @@ def test_bfloat16_is_rounded_as_torch_rounds_it():
     made, cs = np.full((1, 1, 4, H), 0.5, np.float32), np.full((1, 1, H), 80, np.float32)
     d = torch.empty(1, 4, H, dtype=torch.bfloat16)
     zero = np.zeros((1, H), np.float32)
-    gates.backward(dh.numpy(), zero.copy(), 0, zero, made, cs, scan._numpy(d), *scan.ALONE)
+    gates.backward(dh.numpy(), zero.copy(), 0, zero, made, cs, library.as_array(d), *scan.ALONE)
     assert d[0, 3].equal((dh[0] / 4).bfloat16()) and len(d[0, 3].unique()) > 3
 
 
@@ -121,7 +121,7 @@ def test_a_hidden_layer_is_that_of_torch(size, seed, scale, low, activation):
     generator = torch.Generator().manual_seed(seed)
     a, b = ((scale * torch.randn(size, generator=generator)).to(low) for _ in range(2))
     out = torch.empty(size, dtype=low)
-    gates.hidden(*map(scan._numpy, (a, b, out)), gates.ACTIVATIONS.index(activation), *scan.ALONE)
+    gates.hidden(*map(library.as_array, (a, b, out)), gates.ACTIVATIONS.index(activation), *scan.ALONE)
     wanted = ACTIVATIONS[activation](a.float() + b.float())
     torch.testing.assert_close(out.float(), wanted, **({"rtol": 2e-6, "atol": 4e-7} if low == torch.float32 else
                                                        {"rtol": 2 ** -8, "atol": 1e-6}))

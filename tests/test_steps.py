@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hlstm_src import HLSTM, lstm
+from hlstm_src import HLSTM, library, lstm
 from hlstm_src import scan as scans
 from hlstm_src.compact.cells import one_step
 from hlstm_src.compact.kernels import product as panels
@@ -48,11 +48,11 @@ def test_a_product_is_that_of_the_matrices(kind, height, groups, wide, deep, bac
     expected = torch.cat([part.float() @ block.T for part, block in zip(x.chunk(groups, 1), blocks)], 1)
     packed = products.pack_back(weight, groups) if back else products.pack(weight)
     found = np.full(expected.shape, np.nan, np.float32)
-    multiplied(scans._numpy(x), packed, groups, found)
+    multiplied(library.as_array(x), packed, groups, found)
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-4)
     if kind == torch.bfloat16 and products.HAS("avx512bf16"):      # by vectors even where there are tiles
         found[:] = np.nan
-        products.by_pairs(scans._numpy(x), packed, groups, found, (0, len(x)), 0, 1)
+        products.by_pairs(library.as_array(x), packed, groups, found, (0, len(x)), 0, 1)
         torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-4)
 
 
@@ -63,17 +63,27 @@ def multiplied(x, packed, groups, out):
     products.end(x)
 
 
-LARGE = [KINDS[0], pytest.param(torch.bfloat16, marks=pytest.mark.skipif(not products.HAS("avx512bf16"),
-                                                                         reason="no AVX512-BF16 on this CPU"))]
+# Each kind, and whether tile units make it.
+LARGE = [pytest.param(torch.float32, False, marks=KINDS[0].marks),
+         pytest.param(torch.bfloat16, False, marks=pytest.mark.skipif(not products.HAS("avx512bf16"),
+                                                                      reason="no AVX512-BF16 on this CPU")),
+         pytest.param(torch.bfloat16, True, marks=pytest.mark.skipif(not products.TILES, reason="no AMX on this CPU"))]
 
 
-@pytest.mark.parametrize("kind", LARGE)
+@pytest.mark.parametrize("kind, tiles", LARGE)
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 5), st.integers(1, 3), st.integers(1, 2), st.integers(1, 70),
        st.booleans(), st.integers(0, 99))
-def test_large_products_are_those_of_the_matrices_with_any_threads(kind, n, batch, groups, wide, columns, biased, seed):
+def test_large_products_are_those_of_the_matrices_with_any_threads(kind, tiles, n, batch, groups, wide, columns, biased,
+                                                                   seed):
     """For any number of rows and of columns: there, back, and the weight's gradient and the bias's on top of what is
     there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(large, "TILES", tiles)
+        _large_products(kind, n, batch, groups, wide, columns, biased, seed)
+
+
+def _large_products(kind, n, batch, groups, wide, columns, biased, seed):
     torch.manual_seed(seed)
     weight, x = torch.randn(32 * wide * groups, columns).to(kind), torch.randn(n, batch, groups * columns)
     d, bias = torch.randn(n, batch, len(weight)).to(kind), torch.randn(len(weight)) if biased else None
@@ -306,7 +316,7 @@ def test_compiled_code_is_kept_until_any_of_its_files_changes():
     assert users - {path for path in users if path.name.startswith("bench")} == set(compiled.FILES[1:])
 
 
-@pytest.mark.parametrize("kind", LARGE)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("options", [{"gate_width": 40}, {"gate_layers": 2}, {"gate_layers": 2, "bias": False},
                                      {"gate_layers": 0}, {"bidirectional": True, "gate_layers": 2}])
 def test_large_products_serve_steps_that_are_not_compiled_as_well(monkeypatch, kind, options):
