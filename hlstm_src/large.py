@@ -224,6 +224,14 @@ def _back(d, weight, groups, out, panel, part, parts):
 
 
 @compiled
+def _panels(a, first, deep, panels, part, parts):
+    """Cuts a (rows, ...) from a column on into panels, each in pieces of `deep` rows; a thread cuts its part."""
+    for n in range(part, len(panels), parts):
+        for k in range(panels.shape[1]):
+            _panel(a, k * deep, first + n * PANEL, len(a), panels[n, k])
+
+
+@compiled
 def _add_outer(total, d, a, groups, panels, counter, part, parts):
     """Adds to total (R, K), block by block, the transpose of d (rows, R) times a (rows, groups*K). Panels of a are cut
     by all threads together; then each makes rows of total of its own."""
@@ -233,9 +241,7 @@ def _add_outer(total, d, a, groups, panels, counter, part, parts):
     strips = np.zeros((TAKEN // HEIGHT, pieces * depth, HEIGHT), panels.dtype)
     total_at, strips_at, panels_at = total.ctypes.data, strips.ctypes.data, panels.ctypes.data
     for g in range(groups):
-        for n in range(part, count, parts):
-            for k in range(pieces):
-                _panel(a, k * deep, g * K + n * PANEL, len(a), panels[n, k])
+        _panels(a, g * K, deep, panels, part, parts)
         met = meet(counter, parts, met)
         for m in share(size // TAKEN, part, parts):
             first = g * size + m * TAKEN
@@ -274,9 +280,7 @@ def _add_outer_by_tiles(total, d, a, groups, panels, counter, part, parts):
     x_at = np.int64(x.ctypes.data)
     configure(CONFIG.ctypes.data)
     for g in range(groups):
-        for n in range(part, count, parts):
-            for k in range(pieces):
-                _panel(a, k * deep, g * K + n * PANEL, len(a), panels[n, k])
+        _panels(a, g * K, deep, panels, part, parts)
         met = meet(counter, parts, met)
         for m in share(size // PANEL, part, parts):
             first = g * size + m * PANEL
