@@ -122,6 +122,8 @@ CATALOGUE: dict[str, Callable[[Speech | Toy | Captions], Recipe]] = _named(_reco
      {"rival": "gp-gradual", "medium": True, "long": 2}),
     ("hlstm3-compact-gp-gradual-long", "H-LSTM x3, grown, pruned gradually, compact, trained longer",
      {"rival": "gp-gradual", "compact": True, "long": 2}),
+    ("hlstm3-fast-long", "H-LSTM x3, grown, pruned gradually in blocks, fast, trained longer",
+     {"rival": "gp-gradual", "fast": True, "long": 2}),
     ("lstm5-long-all", "LSTM x5, dense, trained longer, on validation speakers, too",
      {"cell": "lstm", "layers": 5, "long": 2, "everything": True}),
     ("hlstm3-gp-gradual-long-all",
