@@ -133,6 +133,9 @@ def test_networks_trained_longer_are_judged_among_themselves(tmp_path):
                                           "the paper's width", "the paper's width, twice as long"]
     assert rows[2][1] == ["ds2-hlstm3-gp-gradual-longer", "7.0 %", MISSING, "1 against none",
                                            "met, by one seed"]
+    save(tmp_path, "ds2-hlstm3-fast-long", few - 200, *wer(7.5))
+    found = {claim.key: claim for claim in scorecard.goals(root=tmp_path, ending="-long")}
+    assert {found[key].model for key in ("accurate", "compact", "quick")} == {"ds2-hlstm3-fast-long"}
 
 
 @pytest.mark.parametrize("rates, verdict", [((9.0, 9.5), "met"), ((9.0, 12.5), "not met: the seeds overlap"),
