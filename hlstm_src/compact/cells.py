@@ -15,7 +15,7 @@ import numpy as np
 from ..compiled import compiled
 from ..gates import ACTIVATIONS
 from . import layouts
-from .kernels import aligned, aligned_rows, elu_, product, sigmoid_, tanh_
+from .kernels import aligned, aligned_rows, elu_, lstm_, product, sigmoid_, tanh_
 from .layouts import LANES, WINDOW, Layout
 
 STRETCH = 32                           # steps whose input products are made together: they stay in the near cache
@@ -161,7 +161,7 @@ def one_step(layers, biases, inputs, activation, H, x, h, c, room):
     scratch."""
     k = len(x)
     for j in range(k):
-        room[j, 0] = biases[0]
+        _copy(biases[0], room[j, 0], room.shape[2])
     product(inputs, x.ctypes.data, x.shape[1], room.ctypes.data, room.shape[1] * room.shape[2], k)
     for j in range(k):
         if c is None:                                              # decided when this is compiled
@@ -179,7 +179,7 @@ def all_steps(layers, biases, inputs, activation, H, x, hs, h, c, reverse):
         n = min(STRETCH, T - done)
         start = T - done - n if reverse else done
         for t in range(n):
-            first[t, :] = biases[0]
+            _copy(biases[0], first[t], width)
         product(inputs, x[start:].ctypes.data, x.shape[1], first.ctypes.data, width, n)
         for s in range(n):
             t = n - 1 - s if reverse else s
@@ -187,7 +187,7 @@ def all_steps(layers, biases, inputs, activation, H, x, hs, h, c, reverse):
                 _gru(layers[0], biases[-1], H, first[t], h, room[0])
             else:
                 _lstm(layers, biases, activation, H, first[t], h, c, room)
-            hs[start + t, :H] = h[:H]
+            _copy(h, hs[start + t], H)
 
 
 @compiled
@@ -198,19 +198,17 @@ def _lstm(layers, biases, activation, H, first, h, c, room):
     for n in range(1, len(layers)):
         _activate(y, activation, layers[n - 1][2])
         after = room[n]
-        after[:] = biases[n]
+        _copy(biases[n], after, len(after))
         product(layers[n], y.ctypes.data, 0, after.ctypes.data, 0, 1)
         y = after
-    i, f, g, o = y[:H], y[H:2 * H], y[2 * H:3 * H], y[3 * H:]     # the order of the rows
-    sigmoid_(y, 2 * H)
-    tanh_(g, H)
-    sigmoid_(o, H)
-    for n in range(H):
-        c[n] = f[n] * c[n] + i[n] * g[n]
-        h[n] = c[n]
-    tanh_(h, H)
-    for n in range(H):
-        h[n] *= o[n]
+    lstm_(y, h, c, H)
+
+
+@compiled
+def _copy(x, y, n):
+    """The first n of x into y; in a loop, since numba takes ten times as long for a slice."""
+    for k in range(n):
+        y[k] = x[k]
 
 
 @compiled
@@ -231,7 +229,7 @@ def _activate(y, activation, n):
 @compiled
 def _gru(hidden, bias, H, first, h, y):
     """first (3H): bias and input's part; h (H) is renewed; y (width) is scratch. Rows: r, z, n."""
-    y[:] = bias
+    _copy(bias, y, len(y))
     product(hidden, h.ctypes.data, 0, y.ctypes.data, 0, 1)
     for n in range(2 * H):
         first[n] += y[n]

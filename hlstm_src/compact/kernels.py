@@ -20,6 +20,7 @@ from ..compiled import compiled
 from ..gates import exp
 
 CSR, GATHER, SLOTS, SLICED = 0, 1, 2, 3
+VALUES = range(3)                       # kinds of weights: float32, bfloat16, int8 (`layouts.VALUES`)
 LANES, SLICE, WIDE = 16, 8, 32         # rows of a block, and of "sliced"; columns that this takes side by side
 F32, I8, I16, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 V = ir.VectorType(F32, LANES)
@@ -30,6 +31,9 @@ def cpu_features() -> bool:
     """Whether the CPU that numba compiles for has the instruction of "gather" (AVX-512)."""
     told = numba.config.CPU_FEATURES                               # from the environment: to compile for an older CPU
     return "+avx512f" in told if told is not None else bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
+
+
+MOST = 8 if cpu_features() else 4      # columns of x for which a weight is read once: their sums are in registers
 
 
 def aligned(shape: int | tuple[int, ...], dtype=np.float32) -> np.ndarray:
@@ -76,6 +80,11 @@ def _picked(b, start, where):
     return part
 
 
+def _fma(b, kind=V):
+    """A product and a sum of vectors, rounded once."""
+    return cgutils.get_or_insert_function(b.module, ir.FunctionType(kind, [kind] * 3), f"llvm.fma.v{kind.count}f32")
+
+
 def _in_turn(b, first, last, turns, body):
     """body(n, turn) for n from `first` to before `last`; sums that take turns need not wait for one another."""
     rounds = b.udiv(b.sub(last, first), I64(turns))
@@ -86,65 +95,70 @@ def _in_turn(b, first, last, turns, body):
         body(n, 0)
 
 
-def _product(kind: int, gather: bool, columns: int):
-    """An intrinsic: y += matrix @ x for so many columns of x at once, block by block.
+def _products(gather: bool):
+    """An intrinsic: y += matrix @ x for 1, 4 or `MOST` columns of x at once, block by block.
 
-    (blocks, starts, places, indices, values, scales, x, x_step, y, y_step): the first are of a layout; column k of x
-    begins x_step floats behind column k - 1, of y y_step floats. Arrays come as addresses (integers).
+    (kind, columns, blocks, starts, places, indices, values, scales, x, x_step, y, y_step): kind of the values, and
+    arrays of a layout; column k of x begins x_step floats behind column k - 1, of y y_step floats. Arrays come as
+    addresses (integers).
     """
-    turns = 2 if columns == 1 or cpu_features() else 1             # without AVX-512 registers are few
-
     @intrinsic
-    def multiply(typing, blocks, starts, places, indices, values, scales, x, x_step, y, y_step):
+    def multiply(typing, kind, columns, blocks, starts, places, indices, values, scales, x, x_step, y, y_step):
         def emit(context, b, signature, args):
-            blocks, *addresses, x, x_step, y, y_step = args
-            starts, places, indices, values, scales, x, y = (b.inttoptr(a, I8.as_pointer())
-                                                             for a in (*addresses, x, y))
-            fma = cgutils.get_or_insert_function(b.module, ir.FunctionType(V, [V] * 3), f"llvm.fma.v{LANES}f32")
-            fetch = gather and cpu_features() and cgutils.get_or_insert_function(
-                b.module, ir.FunctionType(V, [V, ir.VectorType(I32, LANES), V]), "llvm.x86.avx512.vpermi2var.ps.512")
-            xs = [_at(b, x, b.mul(x_step, I64(k)), 4) for k in range(columns)]
-            sums = [[cgutils.alloca_once(b, V) for _ in xs] for _ in range(turns)]
-
-            def slot(n, turn):
-                place = b.zext(_load(b, _at(b, places, n, 4), I32, 4), I64)
-                w = _weights(b, values, n, kind)
-                if gather:
-                    where = b.zext(_load(b, _at(b, indices, n, LANES), ir.VectorType(I8, LANES), 1),
-                                   ir.VectorType(I32, LANES))
-                for start, total in zip(xs, sums[turn]):
-                    start = _at(b, start, place, 4)
-                    if gather and not fetch:
-                        part = _picked(b, start, where)
-                    elif gather:
-                        low, high = _load(b, start, V, 4), _load(b, _at(b, start, I64(LANES), 4), V, 4)
-                        part = b.call(fetch, [low, where, high])
-                    else:
-                        part = _splat(b, _load(b, start, F32, 4))
-                    b.store(b.call(fma, [w, part, b.load(total)]), total)
-            with cgutils.for_range(b, blocks) as loop:
-                block = loop.index
-                for total in (t for part in sums for t in part):
-                    b.store(ir.Constant(V, [0.0] * LANES), total)
-                first, last = (b.zext(_load(b, _at(b, starts, n, 4), I32, 4), I64)
-                               for n in (block, b.add(block, I64(1))))
-                _in_turn(b, first, last, turns, slot)
-                for k in range(columns):
-                    total = b.load(sums[0][k])
-                    for turn in range(1, turns):
-                        total = b.fadd(total, b.load(sums[turn][k]))
-                    if kind == 2:
-                        total = b.fmul(total, _load(b, _at(b, scales, block, 4 * LANES), V, 4))
-                    target = _at(b, _at(b, y, b.mul(y_step, I64(k)), 4), block, 4 * LANES)
-                    store = b.store(b.fadd(total, _load(b, target, V, 4)), b.bitcast(target, V.as_pointer()))
-                    store.align = 4
+            kind, columns, *others = args
+            for code in VALUES:
+                for count in sorted({1, 4, 4 if gather else MOST}):
+                    chosen = b.and_(b.icmp_unsigned("==", kind, I64(code)), b.icmp_unsigned("==", columns, I64(count)))
+                    with b.if_then(chosen):
+                        _blocks(b, code, gather, count, *others)
             return context.get_dummy_value()
-        return types.void(*[types.intp] * 10), emit
+        return types.void(*[types.intp] * 12), emit
     return multiply
 
 
-(_g0, _g0x4), (_g1, _g1x4), (_g2, _g2x4) = [[_product(kind, True, k) for k in (1, 4)] for kind in range(3)]
-(_s0, _s0x4), (_s1, _s1x4), (_s2, _s2x4) = [[_product(kind, False, k) for k in (1, 4)] for kind in range(3)]
+def _blocks(b, kind, gather, columns, blocks, *args):
+    """What `_products` says, for values of one kind and one number of columns."""
+    *addresses, x, x_step, y, y_step = args
+    starts, places, indices, values, scales, x, y = (b.inttoptr(a, I8.as_pointer()) for a in (*addresses, x, y))
+    fma = _fma(b)
+    fetch = gather and cpu_features() and cgutils.get_or_insert_function(
+        b.module, ir.FunctionType(V, [V, ir.VectorType(I32, LANES), V]), "llvm.x86.avx512.vpermi2var.ps.512")
+    xs = [_at(b, x, b.mul(x_step, I64(k)), 4) for k in range(columns)]
+    turns = 2 if columns < MOST or gather and cpu_features() else 1            # many columns fill the registers
+    sums = [[cgutils.alloca_once(b, V) for _ in xs] for _ in range(turns)]
+
+    def slot(n, turn):
+        place = b.zext(_load(b, _at(b, places, n, 4), I32, 4), I64)
+        w = _weights(b, values, n, kind)
+        if gather:
+            where = b.zext(_load(b, _at(b, indices, n, LANES), ir.VectorType(I8, LANES), 1), ir.VectorType(I32, LANES))
+        for start, total in zip(xs, sums[turn]):
+            start = _at(b, start, place, 4)
+            if gather and not fetch:
+                part = _picked(b, start, where)
+            elif gather:
+                low, high = _load(b, start, V, 4), _load(b, _at(b, start, I64(LANES), 4), V, 4)
+                part = b.call(fetch, [low, where, high])
+            else:
+                part = _splat(b, _load(b, start, F32, 4))
+            b.store(b.call(fma, [w, part, b.load(total)]), total)
+    with cgutils.for_range(b, blocks) as loop:
+        block = loop.index
+        for total in (t for part in sums for t in part):
+            b.store(ir.Constant(V, [0.0] * LANES), total)
+        first, last = (b.zext(_load(b, _at(b, starts, n, 4), I32, 4), I64) for n in (block, b.add(block, I64(1))))
+        _in_turn(b, first, last, turns, slot)
+        for k in range(columns):
+            total = b.load(sums[0][k])
+            for turn in range(1, turns):
+                total = b.fadd(total, b.load(sums[turn][k]))
+            if kind == 2:
+                total = b.fmul(total, _load(b, _at(b, scales, block, 4 * LANES), V, 4))
+            target = _at(b, _at(b, y, b.mul(y_step, I64(k)), 4), block, 4 * LANES)
+            b.store(b.fadd(total, _load(b, target, V, 4)), b.bitcast(target, V.as_pointer())).align = 4
+
+
+_gathered, _slotted = _products(True), _products(False)
 
 
 @compiled
@@ -160,23 +174,13 @@ def product(matrix, x, x_step, y, y_step, columns):
         order = indices.view(np.uint32)
         return _sliced(rows, starts, places, order, values.view(np.float32), x, x_step, y, y_step, columns)
     n, s, p, i = (rows + LANES - 1) // LANES, starts.ctypes.data, places.ctypes.data, indices.ctypes.data
-    v, f = values.ctypes.data, scales.ctypes.data
-    while columns > 0:                                             # four columns at a time: the weights are read once
-        four = columns >= 4
+    v, f, most = values.ctypes.data, scales.ctypes.data, 4 if code == GATHER else MOST
+    while columns > 0:                                             # many at a time: the weights are read once
+        done = most if columns >= most else 4 if columns >= 4 else 1
         if code == GATHER:
-            if kind == 0:
-                _g0x4(n, s, p, i, v, f, x, x_step, y, y_step) if four else _g0(n, s, p, i, v, f, x, x_step, y, y_step)
-            elif kind == 1:
-                _g1x4(n, s, p, i, v, f, x, x_step, y, y_step) if four else _g1(n, s, p, i, v, f, x, x_step, y, y_step)
-            else:
-                _g2x4(n, s, p, i, v, f, x, x_step, y, y_step) if four else _g2(n, s, p, i, v, f, x, x_step, y, y_step)
-        elif kind == 0:
-            _s0x4(n, s, p, i, v, f, x, x_step, y, y_step) if four else _s0(n, s, p, i, v, f, x, x_step, y, y_step)
-        elif kind == 1:
-            _s1x4(n, s, p, i, v, f, x, x_step, y, y_step) if four else _s1(n, s, p, i, v, f, x, x_step, y, y_step)
+            _gathered(kind, done, n, s, p, i, v, f, x, x_step, y, y_step)
         else:
-            _s2x4(n, s, p, i, v, f, x, x_step, y, y_step) if four else _s2(n, s, p, i, v, f, x, x_step, y, y_step)
-        done = 4 if four else 1
+            _slotted(kind, done, n, s, p, i, v, f, x, x_step, y, y_step)
         x, y, columns = x + 4 * done * x_step, y + 4 * done * y_step, columns - done
 
 
@@ -213,7 +217,7 @@ def _slices(typing, count, starts, places, order, values, x, y):
         count, *addresses = args
         starts, places, order, values, x, y = (b.inttoptr(a, I8.as_pointer()) for a in addresses)
         eight = ir.VectorType(F32, SLICE)
-        fma = cgutils.get_or_insert_function(b.module, ir.FunctionType(eight, [eight] * 3), f"llvm.fma.v{SLICE}f32")
+        fma = _fma(b, eight)
         sums = cgutils.alloca_once(b, eight)
         with cgutils.for_range(b, count) as loop:
             b.store(ir.Constant(eight, None), sums)
@@ -240,7 +244,7 @@ def _lane(typing, first, last, places, values, x, sums):
     def emit(context, b, signature, args):
         first, last, *addresses = args
         places, values, x, sums = (b.inttoptr(a, I8.as_pointer()) for a in addresses)
-        fma = cgutils.get_or_insert_function(b.module, ir.FunctionType(V, [V] * 3), f"llvm.fma.v{LANES}f32")
+        fma = _fma(b)
         offsets = range(0, WIDE, LANES)
         totals = [[cgutils.alloca_once(b, V) for _ in offsets] for _ in range(2)]
         for total in (t for turn in totals for t in turn):
@@ -299,21 +303,105 @@ def _csr(rows, starts, columns_of, values, x, x_step, y, y_step, columns):
             _add_at(y + 4 * (k * y_step + row), total)
 
 
-@compiled(fastmath={"contract"})
+def _exp(b, x):
+    """`gates.exp` of 16 values."""
+    def of(value):
+        return ir.Constant(V, [value] * LANES)
+
+    def add(factor, other, addend):                                # rounds once
+        return b.call(_fma(b), [factor, other, addend])
+    W = ir.VectorType(I32, LANES)
+    x = b.select(b.fcmp_ordered("<", x, of(-87.0)), of(-87.0), x)   # so written, NaN stays NaN
+    x = b.select(b.fcmp_ordered(">", x, of(87.0)), of(87.0), x)
+    shifted = add(x, of(1.44269504), of(12582912.0))
+    n = b.fsub(shifted, of(12582912.0))
+    r = add(n, of(-1.42860677e-6), add(n, of(-0.693145752), x))
+    p = of(1 / 5040)
+    for k in (720, 120, 24, 6, 2, 1, 1):
+        p = add(p, r, of(1 / k))
+    power = b.add(b.shl(b.bitcast(shifted, W), ir.Constant(W, [23] * LANES)), ir.Constant(W, [1065353216] * LANES))
+    return b.fmul(p, b.bitcast(power, V))
+
+
+def _sigmoid(b, x):
+    one = ir.Constant(V, [1.0] * LANES)
+    return b.fdiv(one, b.fadd(one, _exp(b, b.fneg(x))))
+
+
+def _tanh(b, x):
+    one, two = (ir.Constant(V, [n] * LANES) for n in (1.0, 2.0))
+    return b.fsub(one, b.fdiv(two, b.fadd(one, _exp(b, b.fadd(x, x)))))
+
+
+def _bent(function):
+    """An intrinsic: so many vectors of 16 at an address through a function of one, in place."""
+    @intrinsic
+    def bend(typing, y, count):
+        def emit(context, b, signature, args):
+            with cgutils.for_range(b, args[1]) as loop:
+                place = _at(b, b.inttoptr(args[0], I8.as_pointer()), loop.index, 4 * LANES)
+                b.store(function(b, _load(b, place, V, 4)), b.bitcast(place, V.as_pointer())).align = 4
+            return context.get_dummy_value()
+        return types.void(types.intp, types.intp), emit
+    return bend
+
+
+_sigmoids, _tanhs = _bent(_sigmoid), _bent(_tanh)
+
+
+@intrinsic
+def _cells(typing, y, h, c, H, count):
+    """The gates of so many times 16 of H units: y (4H) what goes into i, f, g, o; h and c (H) are renewed. Addresses.
+    In one pass, so that a quotient is on its way while the next ones begin."""
+    def emit(context, b, signature, args):
+        y, h, c = (b.inttoptr(a, I8.as_pointer()) for a in args[:3])
+        with cgutils.for_range(b, args[4]) as loop:
+            first = b.mul(loop.index, I64(LANES))
+            i, f, g, o = (_load(b, _at(b, y, b.add(first, b.mul(args[3], I64(k))), 4), V, 4) for k in range(4))
+            h_now, c_now = (_at(b, state, first, 4) for state in (h, c))
+            new = b.fadd(b.fmul(_sigmoid(b, f), _load(b, c_now, V, 4)), b.fmul(_sigmoid(b, i), _tanh(b, g)))
+            for value, place in ((new, c_now), (b.fmul(_sigmoid(b, o), _tanh(b, new)), h_now)):
+                b.store(value, b.bitcast(place, V.as_pointer())).align = 4
+        return context.get_dummy_value()
+    return types.void(*[types.intp] * 5), emit
+
+
+@compiled
 def sigmoid_(y, n):
-    """The first n entries of y through the sigmoid, in place. "contract": a product and a sum in one instruction, which
-    these are made of; it rounds once instead of twice."""
-    for j in range(n):
-        y[j] = np.float32(1) / (np.float32(1) + exp(-y[j]))
+    """The first n entries of y through the sigmoid, in place; what fills no vector goes one by one."""
+    _sigmoids(y.ctypes.data, n // LANES)
+    for j in range(n // LANES * LANES, n):
+        y[j] = _sigmoid_of(y[j])
 
 
-@compiled(fastmath={"contract"})
+@compiled
 def tanh_(y, n):
-    for j in range(n):
-        y[j] = np.float32(1) - np.float32(2) / (np.float32(1) + exp(y[j] + y[j]))
+    _tanhs(y.ctypes.data, n // LANES)
+    for j in range(n // LANES * LANES, n):
+        y[j] = _tanh_of(y[j])
 
 
-@compiled(fastmath={"contract"})
+@compiled
+def lstm_(y, h, c, H):
+    """y (>= 4H), what goes into an LSTM's gates i, f, g, o: renews h and c (>= H)."""
+    _cells(y.ctypes.data, h.ctypes.data, c.ctypes.data, H, H // LANES)
+    for n in range(H // LANES * LANES, H):
+        i, f, o = _sigmoid_of(y[n]), _sigmoid_of(y[H + n]), _sigmoid_of(y[3 * H + n])
+        c[n] = f * c[n] + i * _tanh_of(y[2 * H + n])
+        h[n] = o * _tanh_of(c[n])
+
+
+@compiled
+def _sigmoid_of(x):
+    return np.float32(1) / (np.float32(1) + exp(-x))
+
+
+@compiled
+def _tanh_of(x):
+    return np.float32(1) - np.float32(2) / (np.float32(1) + exp(x + x))
+
+
+@compiled(fastmath={"contract"})       # a product and a sum in one instruction, which rounds once instead of twice
 def elu_(y, n):
     for j in range(n):
         y[j] = y[j] if y[j] > 0 else exp(y[j]) - np.float32(1)
