@@ -89,13 +89,13 @@ class Later:
                 self.after.append(lambda: out.copy_(x[:rows, :, :K].reshape(out.shape)))
         return multiply
 
-    def add_outer(self, total: Tensor, d: Tensor, a: Tensor, groups: int) -> None:
+    def add_outer(self, total: Tensor, d: Tensor, a: Tensor, groups: int, more: bool) -> None:
         """`library.add_outer`."""
         K, d, a = total.shape[1], _filled(d.flatten(0, 1), groups, 2), _filled(a.to(d.dtype).flatten(0, 1), groups, 2)
         whole, tiled = _filled(total, 1), TILES and d.dtype == torch.bfloat16
         if (key := (whole.shape[1], len(d))) not in self.room:     # a work ends when all threads have left its panels
             self.room[key] = _room(whole.shape[1] // PANEL, d, len(d), DEEP[tiled])
-        arrays = whole.numpy(), as_array(d), as_array(a), groups, self.room[key]
+        arrays = whole.numpy(), as_array(d), as_array(a), groups, more, self.room[key]
         add = _add_outer_by_tiles if tiled else _add_outer
         self.works.append(lambda *parts: add(*arrays, *parts))
         if whole.shape[1] > K:
@@ -232,9 +232,9 @@ def _panels(a, first, deep, panels, part, parts):
 
 
 @compiled
-def _add_outer(total, d, a, groups, panels, counter, part, parts):
-    """Adds to total (R, K), block by block, the transpose of d (rows, R) times a (rows, groups*K). Panels of a are cut
-    by all threads together; then each makes rows of total of its own."""
+def _add_outer(total, d, a, groups, more, panels, counter, part, parts):
+    """The transpose of d (rows, R) times a (rows, groups*K), block by block -> total (R, K), or with `more` added to
+    it. Panels of a are cut by all threads together; then each makes rows of total of its own."""
     (R, K), (count, pieces), met = total.shape, panels.shape[:2], 0
     size, depth = R // groups, panels[0, 0].size // PANEL
     deep, step = depth * (4 // d.itemsize), 4 * depth * PANEL      # rows of a piece, and its bytes
@@ -251,7 +251,7 @@ def _add_outer(total, d, a, groups, panels, counter, part, parts):
                     for s in range(len(strips)):
                         _multiply(panels, strips_at + 4 * HEIGHT * depth * (s * pieces + k), 4, 4 * HEIGHT,
                                   panels_at + step * (n * pieces + k), depth,
-                                  total_at + 4 * ((first + s * HEIGHT) * K + n * PANEL), 4 * K, True)
+                                  total_at + 4 * ((first + s * HEIGHT) * K + n * PANEL), 4 * K, more or k > 0)
         met = meet(counter, parts, met)                            # before other panels take the place of these
 
 
@@ -271,7 +271,7 @@ def _back_by_tiles(d, weight, groups, out, panel, part, parts):
 
 
 @compiled
-def _add_outer_by_tiles(total, d, a, groups, panels, counter, part, parts):
+def _add_outer_by_tiles(total, d, a, groups, more, panels, counter, part, parts):
     """`_add_outer` on tile units, which want what lies below each other in d side by side."""
     (R, K), (count, pieces), met = total.shape, panels.shape[:2], 0
     size, pairs, far = R // groups, panels.shape[3], np.int64(4 * K)
@@ -291,7 +291,8 @@ def _add_outer_by_tiles(total, d, a, groups, panels, counter, part, parts):
                 for n in range(count):
                     for half in range(WIDTH):
                         block(x_at + half * TILE * depth, LINE, TILE, panels[n, k].ctypes.data, depth,
-                              total.ctypes.data + (first + half * ROWS) * far + 4 * n * PANEL, far, True)
+                              total.ctypes.data + (first + half * ROWS) * far + 4 * n * PANEL, far,
+                              more or k > 0)
         met = meet(counter, parts, met)                            # before other panels take the place of these
     release()
 

@@ -76,14 +76,16 @@ class AtOnce:
         return into
 
     @staticmethod
-    def add_outer(total: Tensor, d: Tensor, a: Tensor, groups: int) -> None:
-        """Adds to total (R, K) the gradient of `product`'s weight: d (T, B, R) by a (T, B, groups*K), over T and B."""
+    def add_outer(total: Tensor, d: Tensor, a: Tensor, groups: int, more: bool) -> None:
+        """The gradient of `product`'s weight -> total (R, K), or with `more` added to it: d (T, B, R) by a
+        (T, B, groups*K), over T and B."""
         for out, rows, columns in zip(total.chunk(groups),
                                       *(s.flatten(0, 1).chunk(groups, 1) for s in (d, a.to(d.dtype)))):
             if out.dtype == d.dtype:
-                out.addmm_(rows.mT, columns)
+                out.addmm_(rows.mT, columns, beta=int(more))       # by 0: what was there is not read
             else:
-                out += rows.mT @ columns
+                product = rows.mT @ columns
+                out.add_(product) if more else out.copy_(product)
 
     @staticmethod
     def add_rows(total: Tensor, d: Tensor) -> None:

@@ -59,7 +59,7 @@ def scan(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], biases: list[Te
     results = hs, cn, starts, gates, hidden = _results(x, h, c, weights, biases, noise, stacks, activation, low, ends)
     ih, hh, *behind = (w.to(low) for w in weights)
     first, *others = (b.to(low) for b in biases) if biases else [None] * len(weights)
-    steps = min(T, _stretch(B, low))
+    steps = _stretch(T, B, low)
     fused, compiled = _fused(c, low), _compiled(c, low, (hh, *behind), (D, stacks))
     if large := _large(c, low, weights, (D, D, *[stacks] * len(behind))):
         project = large.product(ih, D, first)
@@ -192,13 +192,14 @@ def _factors(noise: list[Tensor], here: slice, hidden: Tensor):
 def _results(x, h, c, weights, biases, noise, stacks, activation, low, ends):
     """Room for what `scan` returns."""
     (T, B, _), width = x.shape, h.shape[1]
-    sizes = (T, B, width), (B, width), (-(-T // _stretch(B, low)), B, width), (T, B, 4 * width)
+    sizes = (T, B, width), (B, width), (-(-T // _stretch(T, B, low)), B, width), (T, B, 4 * width)
     return *map(h.new_empty, sizes), x.new_empty(len(weights) - 2, T, B, len(weights[0]), dtype=low)
 
 
-def _stretch(B: int, low: torch.dtype) -> int:
-    """Steps in a stretch; the last one has fewer."""
-    return -(-STRETCH[low.itemsize < 4] // B)
+def _stretch(T: int, B: int, low: torch.dtype) -> int:
+    """Steps in a stretch, as even as can be; the last one may have fewer."""
+    stretches = torch.sym_max(1, T * B // STRETCH[low.itemsize < 4])
+    return torch.sym_max(1, -(-T // stretches))
 
 
 def _in_stretch(ends: Tensor | None, here: slice, T: int, cs: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
@@ -217,7 +218,7 @@ def scan_backward(dhs: Tensor | None, dcn: Tensor | None, x: Tensor, h: Tensor, 
     """From the gradients of h of all steps and of c at the ends, or None for none, to those of x (empty if not asked
     for), of the first h and c, of the weights and of the biases."""
     (T, B, _), H, low = x.shape, weights[1].shape[1], hidden.dtype
-    D, steps = h.shape[1] // H, min(T, _stretch(B, low))
+    D, steps = h.shape[1] // H, _stretch(T, B, low)
     ih, hh, *behind = (w.to(low) for w in weights)
     fused, compiled = _fused(starts, low), _compiled(starts, low, (hh, *behind), (D, stacks))
     if compiled:
@@ -268,10 +269,11 @@ def scan_backward(dhs: Tensor | None, dcn: Tensor | None, x: Tensor, h: Tensor, 
                 d = GRADIENTS[activation](d * noise[j][here.start + t] if noise else d, hidden_here[j, t], done[j][t])
             dh.copy_(recur(d).view(B, D, H))
         before = hs[here.start - 1:here.stop - 1] if k else torch.cat([h[None], hs[:n - 1]])
-        sums.add_outer(dweights[0], done[0], x[here], D)
-        sums.add_outer(dweights[1], done[0], before, D)
+        more = here.stop < T                                       # than the first that is summed up
+        sums.add_outer(dweights[0], done[0], x[here], D, more)
+        sums.add_outer(dweights[1], done[0], before, D, more)
         for j, a in enumerate(hidden_here):
-            sums.add_outer(dweights[j + 2], done[j + 1], a * noise[j][here] if noise else a, stacks)
+            sums.add_outer(dweights[j + 2], done[j + 1], a * noise[j][here] if noise else a, stacks, more)
         for total, d in zip(dbiases, done):
             sums.add_rows(total, d)
         if with_dx:
@@ -282,9 +284,10 @@ def scan_backward(dhs: Tensor | None, dcn: Tensor | None, x: Tensor, h: Tensor, 
 
 @scan_backward.register_fake
 def _totals(dhs, dcn, x, h, weights, biases, with_dx, *rest):
-    """Room for what `scan_backward` returns, zero where it sums up."""
-    h, c, *sums = (torch.zeros_like(s) for s in (h, h, *weights, *biases))
-    return torch.empty_like(x if with_dx else x[:0]), h, c, sums[:len(weights)], sums[len(weights):]
+    """Room for what `scan_backward` returns, zero where it sums up, but for weights if there are steps."""
+    h, c, *db = (torch.zeros_like(s) for s in (h, h, *biases))
+    dw = [torch.empty_like(w) if x.shape[0] else torch.zeros_like(w) for w in weights]
+    return torch.empty_like(x if with_dx else x[:0]), h, c, dw, db
 
 
 def _keep(ctx, inputs, output):

@@ -136,6 +136,11 @@ def test_networks_trained_longer_are_judged_among_themselves(tmp_path):
     save(tmp_path, "ds2-hlstm3-fast-long", few - 200, *wer(7.5))
     found = {claim.key: claim for claim in scorecard.goals(root=tmp_path, ending="-long")}
     assert {found[key].model for key in ("accurate", "compact", "quick")} == {"ds2-hlstm3-fast-long"}
+    timed(tmp_path, ds2_lstm5=100, ds2_hlstm3_fast_long=20)     # the usual LSTM, as large as a longer trained one
+    (quick,) = [claim for claim in scorecard.goals(root=tmp_path, ending="-long") if claim.key == "quick"]
+    assert (quick.recorded, quick.verdict) == ("5.0x", "met, by one seed")
+    timed(tmp_path, ds2_lstm5=100, ds2_lstm5_long=80, ds2_hlstm3_fast_long=20)
+    assert scorecard.goals(root=tmp_path, ending="-long")[2].recorded == "4.0x"
 
 
 @pytest.mark.parametrize("rates, verdict", [((9.0, 9.5), "met"), ((9.0, 12.5), "not met: the seeds overlap"),

@@ -73,17 +73,17 @@ LARGE = [pytest.param(torch.float32, False, marks=KINDS[0].marks),
 @pytest.mark.parametrize("kind, tiles", LARGE)
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 5), st.integers(1, 3), st.integers(1, 2), st.integers(1, 70),
-       st.booleans(), st.integers(0, 99))
+       st.booleans(), st.booleans(), st.integers(0, 99))
 def test_large_products_are_those_of_the_matrices_with_any_threads(kind, tiles, n, batch, groups, wide, columns, biased,
-                                                                   seed):
-    """For any number of rows and of columns: there, back, and the weight's gradient and the bias's on top of what is
-    there."""
+                                                                   more, seed):
+    """For any number of rows and of columns: there, back, the weight's gradient, afresh or on top of what is there, and
+    the bias's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(large, "TILES", tiles)
-        _large_products(kind, n, batch, groups, wide, columns, biased, seed)
+        _large_products(kind, n, batch, groups, wide, columns, biased, more, seed)
 
 
-def _large_products(kind, n, batch, groups, wide, columns, biased, seed):
+def _large_products(kind, n, batch, groups, wide, columns, biased, more, seed):
     torch.manual_seed(seed)
     weight, x = torch.randn(32 * wide * groups, columns).to(kind), torch.randn(n, batch, groups * columns)
     d, bias = torch.randn(n, batch, len(weight)).to(kind), torch.randn(len(weight)) if biased else None
@@ -92,8 +92,8 @@ def _large_products(kind, n, batch, groups, wide, columns, biased, seed):
     later, found = large.Later(), []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        added, rows = total.clone(), sums.clone()
-        later.add_outer(added, d, x, groups)
+        added, rows = total.clone() if more else torch.full_like(total, torch.nan), sums.clone()
+        later.add_outer(added, d, x, groups, more)
         later.add_rows(rows, d)
         back = torch.full(x.shape, torch.nan)
         later.back(weight, groups)(d, back)
@@ -101,7 +101,7 @@ def _large_products(kind, n, batch, groups, wide, columns, biased, seed):
         found.append([large.product(weight, groups, bias)(x.to(kind).flatten(0, 1)), back.flatten(0, 1), added, rows])
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(other, found[0], strict=True))
     flat, turned = x.to(kind).flatten(0, 1).double(), d.flatten(0, 1).double()
-    expected = [flat @ block.T + (0 if bias is None else bias), turned @ block, total + torch.cat(
+    expected = [flat @ block.T + (0 if bias is None else bias), turned @ block, total * more + torch.cat(
         [rows.T @ part for rows, part in zip(turned.chunk(groups, 1), flat.chunk(groups, 1))]), sums + turned.sum(0)]
     for ours, theirs in zip(found[0], expected, strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-4)
@@ -144,10 +144,10 @@ def test_the_layer_says_what_the_definition_says(monkeypatch, kind, activation, 
     begun = []
     monkeypatch.setattr(steps, "forward", lambda *a, real=steps.forward: begun.append(len(a[0])) or real(*a))
     exact, ours = defined(layer, x), ran(layer, x, low=low)
-    assert begun == [min(scans._stretch(B, kind), T - t) for t in range(0, T, scans._stretch(B, kind))]
+    assert begun == [min(scans._stretch(T, B, kind), T - t) for t in range(0, T, scans._stretch(T, B, kind))]
     monkeypatch.setattr(products, "available", lambda _: False)
     before = ran(layer, x, low=low)
-    assert len(begun) == -(-T // scans._stretch(B, kind))
+    assert len(begun) == -(-T // scans._stretch(T, B, kind))
     far, was = distance(ours, exact), distance(before, exact)
     assert max(far) < (0.06 if low else 1e-5)
     assert all(a < 1.5 * b + (1e-3 if low else 1e-6) for a, b in zip(far, was))
@@ -183,8 +183,8 @@ def test_dropout_in_the_gates_drops_what_it_does_step_by_step(monkeypatch, kind,
         monkeypatch.setattr(products, "available", lambda _, real=products.available, own=own: own and real(kind))
         torch.manual_seed(6)
         found[own, precise] = ran(layer, x, low=precise)
-    assert begun == [1 if options["gate_dropout_per"] == "sequence" else min(scans._stretch(B, kind), T - t)
-                     for t in range(0, T, scans._stretch(B, kind))]
+    assert begun == [1 if options["gate_dropout_per"] == "sequence" else min(scans._stretch(T, B, kind), T - t)
+                     for t in range(0, T, scans._stretch(T, B, kind))]
     exact = found[False, False]
     far, was = distance(found[True, low], exact), distance(found[False, low], exact)
     assert max(far) < (0.15 if low else 1e-5)
