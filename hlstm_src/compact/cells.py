@@ -15,7 +15,7 @@ import numpy as np
 from ..compiled import compiled
 from ..gates import ACTIVATIONS
 from . import layouts
-from .kernels import aligned, aligned_rows, elu_, lstm_, product, sigmoid_, tanh_
+from .kernels import aligned, aligned_rows, elu_, product, sigmoid_, tanh_
 from .layouts import LANES, WINDOW, Layout
 
 STRETCH = 32                           # steps whose input products are made together: they stay in the near cache
@@ -201,7 +201,16 @@ def _lstm(layers, biases, activation, H, first, h, c, room):
         _copy(biases[n], after, len(after))
         product(layers[n], y.ctypes.data, 0, after.ctypes.data, 0, 1)
         y = after
-    lstm_(y, h, c, H)
+    i, f, g, o = y[:H], y[H:2 * H], y[2 * H:3 * H], y[3 * H:]     # the order of the rows
+    sigmoid_(y, 2 * H)
+    tanh_(g, H)
+    sigmoid_(o, H)
+    for n in range(H):
+        c[n] = f[n] * c[n] + i[n] * g[n]
+        h[n] = c[n]
+    tanh_(h, H)
+    for n in range(H):
+        h[n] *= o[n]
 
 
 @compiled

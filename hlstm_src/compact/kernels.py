@@ -349,56 +349,19 @@ def _bent(function):
 _sigmoids, _tanhs = _bent(_sigmoid), _bent(_tanh)
 
 
-@intrinsic
-def _cells(typing, y, h, c, H, count):
-    """The gates of so many times 16 of H units: y (4H) what goes into i, f, g, o; h and c (H) are renewed. Addresses.
-    In one pass, so that a quotient is on its way while the next ones begin."""
-    def emit(context, b, signature, args):
-        y, h, c = (b.inttoptr(a, I8.as_pointer()) for a in args[:3])
-        with cgutils.for_range(b, args[4]) as loop:
-            first = b.mul(loop.index, I64(LANES))
-            i, f, g, o = (_load(b, _at(b, y, b.add(first, b.mul(args[3], I64(k))), 4), V, 4) for k in range(4))
-            h_now, c_now = (_at(b, state, first, 4) for state in (h, c))
-            new = b.fadd(b.fmul(_sigmoid(b, f), _load(b, c_now, V, 4)), b.fmul(_sigmoid(b, i), _tanh(b, g)))
-            for value, place in ((new, c_now), (b.fmul(_sigmoid(b, o), _tanh(b, new)), h_now)):
-                b.store(value, b.bitcast(place, V.as_pointer())).align = 4
-        return context.get_dummy_value()
-    return types.void(*[types.intp] * 5), emit
-
-
 @compiled
 def sigmoid_(y, n):
     """The first n entries of y through the sigmoid, in place; what fills no vector goes one by one."""
     _sigmoids(y.ctypes.data, n // LANES)
     for j in range(n // LANES * LANES, n):
-        y[j] = _sigmoid_of(y[j])
+        y[j] = np.float32(1) / (np.float32(1) + exp(-y[j]))
 
 
 @compiled
 def tanh_(y, n):
     _tanhs(y.ctypes.data, n // LANES)
     for j in range(n // LANES * LANES, n):
-        y[j] = _tanh_of(y[j])
-
-
-@compiled
-def lstm_(y, h, c, H):
-    """y (>= 4H), what goes into an LSTM's gates i, f, g, o: renews h and c (>= H)."""
-    _cells(y.ctypes.data, h.ctypes.data, c.ctypes.data, H, H // LANES)
-    for n in range(H // LANES * LANES, H):
-        i, f, o = _sigmoid_of(y[n]), _sigmoid_of(y[H + n]), _sigmoid_of(y[3 * H + n])
-        c[n] = f * c[n] + i * _tanh_of(y[2 * H + n])
-        h[n] = o * _tanh_of(c[n])
-
-
-@compiled
-def _sigmoid_of(x):
-    return np.float32(1) / (np.float32(1) + exp(-x))
-
-
-@compiled
-def _tanh_of(x):
-    return np.float32(1) - np.float32(2) / (np.float32(1) + exp(x + x))
+        y[j] = np.float32(1) - np.float32(2) / (np.float32(1) + exp(y[j] + y[j]))
 
 
 @compiled(fastmath={"contract"})       # a product and a sum in one instruction, which rounds once instead of twice
