@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .library import AtOnce, as_array, back, product
 
-STRETCH = 304, 1024         # rows (steps * B) of a stretch, at least: in float32 and float64, and in less
+STRETCH = 256, 1024         # rows (steps * B) of a stretch, at least: in float32 and float64, and in less
 
 ALONE = 0, 1                # part and parts in gates.py; numba takes 0.1 ms over arguments that are left out
 
