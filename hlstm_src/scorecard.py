@@ -211,7 +211,7 @@ def tab_goals(root: str | Path | None = None) -> Table:
     columns = [("", head) for head in heads]
     notes = ["Weights are held against the LSTM x5 in the paper's width, errors and times against our own LSTM x5 of "
              "the same size, trained as long.",
-             "Which network is judged, validation speakers decide: as the accurate one, among those with the most seeds; "
+             "Which network is judged, validation speakers decide: as the accurate one, among those with most seeds; "
              f"as the compact one, among those that are {FEWER}x smaller. In brackets: what other utterances of these "
              "speakers could make of the difference (95 %). Times are of whole utterances, one by one on one thread, "
              "each network on its quickest engine."]
