@@ -20,7 +20,7 @@ from ..compiled import compiled
 from ..gates import exp
 
 CSR, GATHER, SLOTS, SLICED = 0, 1, 2, 3
-VALUES = range(3)                       # kinds of weights: float32, bfloat16, int8 (`layouts.VALUES`)
+VALUES = {"fp32": 0, "bf16": 1, "int8": 2}
 LANES, SLICE, WIDE = 16, 8, 32         # rows of a block, and of "sliced"; columns that this takes side by side
 F32, I8, I16, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 V = ir.VectorType(F32, LANES)
@@ -106,7 +106,7 @@ def _products(gather: bool):
     def multiply(typing, kind, columns, blocks, starts, places, indices, values, scales, x, x_step, y, y_step):
         def emit(context, b, signature, args):
             kind, columns, *others = args
-            for code in VALUES:
+            for code in VALUES.values():
                 for count in sorted({1, 4, 4 if gather else MOST}):
                     chosen = b.and_(b.icmp_unsigned("==", kind, I64(code)), b.icmp_unsigned("==", columns, I64(count)))
                     with b.if_then(chosen):

@@ -21,11 +21,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..compiled import compiled
-from .kernels import CSR, GATHER, LANES, SLICE, SLICED, SLOTS, aligned, cpu_features
+from .kernels import CSR, GATHER, LANES, SLICE, SLICED, SLOTS, VALUES, aligned, cpu_features
 
 WINDOW = 32
 KINDS = ("dense", "block16", "gather", "sliced", "csr")
-VALUES = {"fp32": 0, "bf16": 1, "int8": 2}
 
 
 @dataclass(frozen=True)
