@@ -145,23 +145,29 @@ def _product(x, packed, groups, out, rows, part=0, parts=1):
     return lambda x, packed, groups, out, rows, part=0, parts=1: by_vectors(x, packed, groups, out, rows, part, parts)
 
 
-def shares(x, batch, part, parts):
-    """What a thread makes in each product with x (P, ...), of which the first `batch` rows count: its rows, and its
-    columns' part and parts.
+@compiled
+def whole(batch):
+    """The rows that a product takes of a batch: a multiple of 16."""
+    return -(-batch // ROWS) * ROWS
+
+
+def shares(like, batch, part, parts):
+    """What a thread makes in each product of the kind of an array, of whose rows the first `batch` count: its rows, and
+    its columns' part and parts.
 
     With vectors all columns of rows of its own, if the batch can be shared so: then no thread waits for another, though
     each reads all weights. Otherwise all rows of columns of its own, whose weights stay in its own cache."""
 
 
 @overload(shares)
-def _shares(x, batch, part, parts):
-    if x.dtype == types.uint16 and TILES:
-        return lambda x, batch, part, parts: ((0, x.shape[0]), part, parts)
+def _shares(like, batch, part, parts):
+    if like.dtype == types.uint16 and TILES:
+        return lambda like, batch, part, parts: ((0, whole(batch)), part, parts)
 
-    def by_rows(x, batch, part, parts):
+    def by_rows(like, batch, part, parts):
         if batch % (parts * HEIGHT) == 0:
             return (batch * part // parts, batch * (part + 1) // parts), 0, 1
-        return (0, x.shape[0]), part, parts
+        return (0, whole(batch)), part, parts
     return by_rows
 
 

@@ -284,10 +284,9 @@ def scan_backward(dhs: Tensor | None, dcn: Tensor | None, x: Tensor, h: Tensor, 
 
 @scan_backward.register_fake
 def _totals(dhs, dcn, x, h, weights, biases, with_dx, *rest):
-    """Room for what `scan_backward` returns, zero where it sums up, but for weights if there are steps."""
+    """Room for what `scan_backward` returns, zero where it sums up, but for weights."""
     h, c, *db = (torch.zeros_like(s) for s in (h, h, *biases))
-    dw = [torch.empty_like(w) if x.shape[0] else torch.zeros_like(w) for w in weights]
-    return torch.empty_like(x if with_dx else x[:0]), h, c, dw, db
+    return torch.empty_like(x if with_dx else x[:0]), h, c, [torch.empty_like(w) for w in weights], db
 
 
 def _keep(ctx, inputs, output):

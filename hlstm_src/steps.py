@@ -6,6 +6,8 @@ element-wise work of gates.py. `scan` uses this where processor and sizes allow 
 Several threads share the rows of all work, or else the columns of products (`shares`), with the same bits as one; in
 the latter case they wait for each other (team.py).
 
+Products take P rows, a multiple of 16; those behind the batch mean nothing.
+
 Sizes: T steps, B batch, R rows (B times directions), H hidden, N units of all hidden layers, M = 4H times directions;
 gates in PyTorch's order i, f, g, o. Projections, hidden layers and the gradients that become weight gradients are in
 the type of products: float32, or bfloat16 as uint16. States, gates and sums are float32.
@@ -14,7 +16,7 @@ the type of products: float32, or bfloat16 as uint16. States, gates and sums are
 from . import gates, products, team  # noqa: F401 (`scan` takes products from here)
 from .compiled import compiled
 from .gates import share
-from .products import ROWS, begin, end, product, shares
+from .products import begin, end, product, shares, whole
 from .team import meet
 from .vectors import room
 
@@ -27,9 +29,8 @@ def forward(projected, h, recur, behind, bias, noise, stacks, activation, hidden
     steps, or empty. Fills in hidden before dropout (steps, B, N), gates (steps, R, 4, H), cs and hs (steps, R, H).
     """
     (_, B, N), (R, H) = projected.shape, h.shape
-    # Products take P rows, a multiple of 16; those behind the batch mean nothing.
-    P, D = -(-B // ROWS) * ROWS, R // B
-    low, a = room((P, D * H), hidden.dtype), room((P, N), hidden.dtype)
+    P, D = whole(B), R // B
+    low, a = room((P, D * H), hidden.dtype), room((0 if P == B and not len(noise) else P, N), hidden.dtype)
     sums, z = room((P, N)), room((P, 4 * D * H))
     team.together(lambda *parts: _forward(projected, h, recur, behind, bias.reshape(-1, 4, H), noise, stacks,
                                           activation, hidden, c, all_gates, cs, hs, low, a, sums, z, *parts))
@@ -39,23 +40,24 @@ def forward(projected, h, recur, behind, bias, noise, stacks, activation, hidden
 def _forward(projected, h, recur, behind, bias, noise, stacks, activation, hidden, c, all_gates, cs, hs, low, a, sums,
              z, counter, part, parts):
     """One thread's part. low (P, D*H): h as products take it; sums and a (P, N): before and behind the hidden layer's
-    activation; z (P, M): what goes into the gates. bias (D, 4, H)."""
+    activation, a empty where that goes into the gates as it is; z (P, M): what goes into the gates. bias (D, 4, H)."""
     (steps, B, _), (R, H), P, met = projected.shape, h.shape, len(low), 0
     D = R // B
     low_rows, z_rows = low.reshape(P * D, H), z.reshape(P * D, 4, H)
-    rows, column, columns = shares(low, B, part, parts)
+    rows, column, columns = shares(hidden, B, part, parts)
     begin(hidden)
     for t in range(steps):
         gates.rounded(h if t == 0 else hs[t - 1], low_rows, part, parts)
         met = meet(counter, columns, met)
         product(low, recur, D, sums, rows, column, columns)
         met = meet(counter, columns, met)
-        gates.hidden(sums, projected[t], a[:B], activation, part, parts)
-        gates.copied(a, hidden[t], part, parts)
+        gates.hidden(sums, projected[t], hidden[t], activation, part, parts)
         if len(noise):
-            gates.dropped(a, noise[t % len(noise)], a[:B], part, parts)
+            gates.dropped(hidden[t], noise[t % len(noise)], a[:B], part, parts)
+        else:
+            gates.copied(hidden[t], a, part, parts)
         met = meet(counter, columns, met)
-        product(a, behind, stacks, z, rows, column, columns)
+        product(a if len(a) else hidden[t], behind, stacks, z, rows, column, columns)
         met = meet(counter, columns, met)
         if len(bias):
             for r in share(R, part, parts):
@@ -69,9 +71,10 @@ def backward(dhs, dcs, dh, dc, recur, behind, noise, stacks, activation, hidden,
     (steps, B, M). dhs, dcs: (steps, R, H) or empty. dh, dc (R, H): running; in the end those before the stretch.
     recur, behind: packed by `pack_back`. cs is filled in again."""
     (_, B, N), (R, H) = dhidden.shape, dh.shape
-    P, D = -(-B // ROWS) * ROWS, R // B
-    d, e = room((P, 4 * D * H), hidden.dtype), room((P, N), hidden.dtype)
-    da, before = room((P, N)), room((P, D * H))
+    P, D = whole(B), R // B
+    d, e, before = (room((0 if P == B else P, n), kind) for n, kind in (
+        (4 * D * H, hidden.dtype), (N, hidden.dtype), (D * H, dh.dtype)))
+    da = room((P, N))
     team.together(lambda *parts: _backward(dhs, dcs, dh, dc, recur, behind, noise, stacks, activation, hidden, c,
                                            all_gates, cs, dhidden, dgates, d, e, da, before, *parts))
 
@@ -80,11 +83,11 @@ def backward(dhs, dcs, dh, dc, recur, behind, noise, stacks, activation, hidden,
 def _backward(dhs, dcs, dh, dc, recur, behind, noise, stacks, activation, hidden, c, all_gates, cs, dhidden, dgates, d,
               e, da, before, counter, part, parts):
     """One thread's part. d (P, M): gradients before the gates' activations; da and e (P, N): behind and before the
-    hidden layer's; before (P, D*H): of h one step earlier."""
-    (steps, B, _), (R, H), P, met = dhidden.shape, dh.shape, len(d), 0
+    hidden layer's; before (P, D*H): of h one step earlier. Of these d, e and before are empty where the batch has whole
+    P rows: then each is made where it is to lie in the end."""
+    (steps, B, _), (R, H), met = dhidden.shape, dh.shape, 0
     D = R // B
-    d_rows, before_rows = d.reshape(P * D, 4, H), before.reshape(P * D, H)
-    rows, column, columns = shares(d, B, part, parts)
+    rows, column, columns = shares(hidden, B, part, parts)
     begin(hidden)
     gates.states(c, all_gates, cs, part, parts)
     for t in range(steps - 1, -1, -1):
@@ -92,17 +95,20 @@ def _backward(dhs, dcs, dh, dc, recur, behind, noise, stacks, activation, hidden
             gates.added(dhs[t], dh, part, parts)
         if len(dcs):
             gates.added(dcs[t], dc, part, parts)
-        gates.backward(dh, dc, t, c, all_gates, cs, d_rows[:R], part, parts)
+        into = dgates[t]
+        gates.backward(dh, dc, t, c, all_gates, cs, into.reshape(R, 4, H), part, parts)
+        gates.copied(into.reshape(R, 4 * H), d.reshape(-1, 4 * H), part, parts)      # rows as they were made
         met = meet(counter, columns, met)
-        product(d, behind, stacks, da, rows, column, columns)
+        product(d if len(d) else into, behind, stacks, da, rows, column, columns)
         met = meet(counter, columns, met)
         if len(noise):
             gates.dropped(da, noise[t % len(noise)], da[:B], part, parts)
-        gates.hidden_backward(da, hidden[t], e[:B], activation, part, parts)
-        gates.copied(d, dgates[t], part, parts)
-        gates.copied(e, dhidden[t], part, parts)
+        below = dhidden[t]
+        gates.hidden_backward(da, hidden[t], below, activation, part, parts)
+        gates.copied(below, e, part, parts)
         met = meet(counter, columns, met)
-        product(e, recur, D, before, rows, column, columns)
+        product(e if len(e) else below, recur, D, before if len(before) else dh.reshape(B, D * H), rows, column,
+                columns)
         met = meet(counter, columns, met)
-        gates.copied(before_rows, dh, part, parts)
+        gates.copied(before.reshape(-1, H), dh, part, parts)
     end(hidden)

@@ -156,10 +156,11 @@ def test_the_layer_says_what_the_definition_says(monkeypatch, kind, activation, 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("options", [{}, {"shared_hidden": True}, {"merge": "sum"}])
-def test_two_directions_unequal_lengths_and_no_biases(monkeypatch, kind, bias, options):
+@pytest.mark.parametrize("batch", [5, 16])
+def test_two_directions_unequal_lengths_and_no_biases(monkeypatch, kind, bias, options, batch):
     torch.manual_seed(1)
     layer, low = HLSTM(32, 32, bidirectional=True, bias=bias, activation="tanh", **options), kind != torch.float32
-    x, lengths = torch.randn(11, 5, 32), torch.tensor([11, 3, 7, 1, 11])
+    x, lengths = torch.randn(11, batch, 32), torch.tensor([11, 3, 7, 1, 11] * 4)[:batch]
     ours = ran(layer, x, lengths, low)
     monkeypatch.setattr(products, "available", lambda _: False)
     exact = ran(layer.double(), x.double(), lengths, low=False)
