@@ -198,14 +198,15 @@ def bench_masks(rounds: Annotated[int, typer.Option(min=1, help="timings of each
 
 @benches.command("engine")
 def bench_engine(quick: Annotated[bool, typer.Option(help="tiny layers: is everything there?")] = False,
-                 model: Annotated[Path | None, typer.Option(help="a trained recogniser, for its own masks")] = TRAINED,
+                 model: Annotated[Path, typer.Option(help="a recogniser, for its own masks, or none")] = TRAINED,
                  rounds: Annotated[int, typer.Option(min=1, help="timings of each contestant")] = 9,
                  threads: Annotated[int, typer.Option(min=1, max=2, help="2: two directions on two as well")] = 1,
                  json: JsonOption = None):
     """A step of sparse recurrent layers on our engine, against the best dense engine. One thread, one sequence."""
     from . import bench
     from . import bench_engine as b
-    made, rows, bounds = b.engine(quick, model if model and model.exists() else None, rounds, threads)
+    without = model == Path("none") or model == TRAINED and not model.exists()
+    made, rows, bounds = b.engine(quick, None if without else model, rounds, threads)
     print(b.table(made, rows, bounds))
     if json:
         bench.save(json, "engine", rows, limits={"bytes_per_second": bounds.bandwidth, "macs_per_second": bounds.macs},

@@ -19,9 +19,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
+        part.touch()
+        mode = part.stat().st_mode
         yield part
         with open(part, "rb") as file:
             os.fsync(file.fileno())
+        os.chmod(part, mode)                                       # safetensors would let nobody else read
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

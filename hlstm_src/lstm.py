@@ -11,6 +11,7 @@ together.
 
 import math
 import operator
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -78,7 +79,8 @@ class HLSTM(nn.Module):
             of its own in each gate four numbers in the paper's order f, i, o, g, or {"f": ..., "i": ..., ...}.
         activation: relu | leaky_relu | tanh | elu, of the hidden layers.
         gate_dropout: dropout on the hidden layers in training. gate_dropout_per: "sequence" drops the same units at
-            all steps of a sequence (Gal and Ghahramani, 2016), "step" draws anew at each step.
+            all steps of a sequence (Gal and Ghahramani, 2016), "step" draws anew at each step. Without hidden layers
+            there is nothing to drop, and a warning says so.
         merge: "concat" or "sum" of the two directions. shared_hidden: one stack of hidden layers for all four gates.
 
     Weights of layer k, direction suffix "" or "_reverse": `weight_ih_l{k}` (4G, I) and `weight_hh_l{k}` (4G, H) feed
@@ -107,6 +109,8 @@ class HLSTM(nn.Module):
             raise ValueError("sizes, num_layers and gate_width must be at least 1, gate_layers at least 0")
         if not (0 <= dropout < 1 and 0 <= gate_dropout < 1):
             raise ValueError("dropout and gate_dropout must lie in [0, 1)")
+        if gate_dropout and not gate_layers:
+            warnings.warn("gate_dropout drops units of hidden layers; with gate_layers=0 there are none", stacklevel=2)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.gate_layers, self.shared_hidden, self.activation = gate_layers, shared_hidden, activation
         self.gate_width = dict(zip("ifgo", widths)) if self.uneven else widths[0]
@@ -195,8 +199,10 @@ class HLSTM(nn.Module):
             raise ValueError(f"h_0 {tuple(h0.shape)} and c_0 {tuple(c0.shape)} must both be {states}")
         if lengths is not None:
             lengths = torch.as_tensor(lengths, device=x.device)
+            # An exported program is made before there are values.
+            known = not getattr(torch.compiler, "is_exporting", bool)()
             if (lengths.shape != x.shape[1:2] or lengths.is_floating_point()
-                    or not (1 <= lengths.min() and lengths.max() <= len(x))):
+                    or known and not (1 <= lengths.min() and lengths.max() <= len(x))):
                 raise ValueError(f"lengths must be {x.shape[1]} whole numbers from 1 to {len(x)}")
             x = x.masked_fill(~alive(x, lengths), 0)              # whatever stands in the padding, even NaN
         ends = []

@@ -59,7 +59,11 @@ class ConnectionMasks:
             p.div_(self.density(name) ** 0.5)
 
     def attach(self, optimiser: torch.optim.Optimizer) -> None:
-        """From now on `apply_` also clears the optimiser's moments of dormant connections."""
+        """From now on `apply_` also clears the optimiser's moments of dormant connections. Raises ValueError for
+        torch.optim.Muon, which mixes the entries of a matrix, so that dormant weights would move."""
+        if isinstance(getattr(optimiser, "optimizer", optimiser), getattr(torch.optim, "Muon", ())):
+            raise ValueError("Muon mixes the entries of a matrix, and so moves dormant weights; choose another "
+                             "optimiser, such as AdamW")
         self.optimiser = optimiser
 
     @torch.no_grad()
@@ -93,17 +97,15 @@ class ConnectionMasks:
 
     @torch.no_grad()
     def restart_(self, name: str | None = None) -> None:
-        """Lets the optimiser begin anew with one matrix, or with every parameter: all moments, and Adam's count of
-        steps, back to zero.
+        """Lets the optimiser begin anew with one matrix, or with every parameter: it forgets all moments, and Adam's
+        count of steps.
 
         Zero moments under an old count are a trap: Adam would take the young average of squares for a settled one and
         move a woken connection by several times the learning rate, for hundreds of steps.
         """
         state = self.optimiser.state if self.optimiser else {}
         for moments in state.values() if name is None else [state.get(self.parameters[name], {})]:
-            for tensor in moments.values():
-                if isinstance(tensor, Tensor):
-                    tensor.zero_()
+            moments.clear()
 
     @torch.no_grad()
     def mask_gradients_(self) -> None:
@@ -232,10 +234,15 @@ def unpack_bits(packed: Tensor, shape: torch.Size) -> Tensor:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict) -> None:
-    """Writes a safetensors file atomically, with `metadata` as JSON in its header."""
+    """Writes a safetensors file atomically, with `metadata` as JSON in its header. What shares memory, such as the
+    matrix of two tied layers, is written under each of its names."""
+    apart, seen = {}, set()
+    for name, t in tensors.items():
+        t = t.detach().cpu().contiguous()
+        apart[name] = t.clone() if t.untyped_storage().data_ptr() in seen else t
+        seen.add(t.untyped_storage().data_ptr())
     with replacing(path) as part:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, part,
-                  metadata={"json": json.dumps(metadata)})
+        save_file(apart, part, metadata={"json": json.dumps(metadata)})
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:

@@ -240,8 +240,11 @@ def folder(profile: str, root: str | Path | None = None) -> Path:
 
 
 def path_of(experiment: str, profile: str, seed: int, root: str | Path | None = None) -> Path:
-    """Where the record of a run lies. Raises RecordError for a name that is no file name."""
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", experiment) or int(seed) < 0:
+    """Where the record of a run lies. Raises RecordError for a name that is no file name, and for a seed out of range.
+    """
+    if not 0 <= int(seed) < 2 ** 31:
+        raise RecordError(f"{experiment} seed {seed}: a seed is a whole number from 0 to {2 ** 31 - 1}")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", experiment):
         raise RecordError(f"{experiment} seed {seed}: no name of a run; see python -m hlstm_src run --help")
     return folder(profile, root) / experiment / f"seed{int(seed)}.json"
 

@@ -51,8 +51,9 @@ def scan(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], biases: list[Te
     low: the type of products and hidden layers, such as bfloat16 under autocast. States, gates and element-wise work
     keep the type of c, since it sums over many steps.
     ends: the last step of each sequence (B); None: that of all, T - 1.
-    Returns h of all steps (T, B, D*H), c at the ends (B, D*H), and for the way back c before each stretch
-    (stretches, B, D*H), the gates (T, B, D*4H) and the hidden layers before dropout (layers, T, B, N*G).
+    Returns h of all steps (T, B, D*H), c at the ends (B, D*H), and for the way back c before each stretch and behind
+    the last (stretches + 1, B, D*H; so never of size 1, which `torch.export` would hold fast), the gates (T, B, D*4H)
+    and the hidden layers before dropout (layers, T, B, N*G).
     """
     (T, B, _), H = x.shape, weights[1].shape[1]
     D = h.shape[1] // H
@@ -104,6 +105,7 @@ def scan(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], biases: list[Te
             h, c = hs[start + t], cs[t]
         at, inside = _in_stretch(ends, here, T, cs)
         cn.copy_(torch.where(inside, cs[at], cn))
+    starts[-1].copy_(c)
     return results
 
 
@@ -192,7 +194,7 @@ def _factors(noise: list[Tensor], here: slice, hidden: Tensor):
 def _results(x, h, c, weights, biases, noise, stacks, activation, low, ends):
     """Room for what `scan` returns."""
     (T, B, _), width = x.shape, h.shape[1]
-    sizes = (T, B, width), (B, width), (-(-T // _stretch(T, B, low)), B, width), (T, B, 4 * width)
+    sizes = (T, B, width), (B, width), (-(-T // _stretch(T, B, low)) + 1, B, width), (T, B, 4 * width)
     return *map(h.new_empty, sizes), x.new_empty(len(weights) - 2, T, B, len(weights[0]), dtype=low)
 
 
@@ -233,7 +235,7 @@ def scan_backward(dhs: Tensor | None, dcn: Tensor | None, x: Tensor, h: Tensor, 
     ds = [hidden.new_empty(steps, B, len(w)) for w in weights[1:]]          # and gradients: of hidden layers, and gates
     dh, dc = dh.view(B, D, H), dc.view(B, D, H)
     running = [s.view(-1, H).numpy() for s in (dh, dc)] if fused else ()
-    for k, c in reversed(list(enumerate(starts))):
+    for k, c in reversed(list(enumerate(starts[:-1]))):
         here = slice(k * steps, min(T, (k + 1) * steps))
         n, together, hidden_here = here.stop - here.start, gates[here], hidden[:, here]
         cs, done = room[:n], [d[:n] for d in ds]

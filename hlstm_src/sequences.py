@@ -11,14 +11,14 @@ def flip(x: Tensor, lengths: Tensor | None) -> Tensor:
     """Reverses x (T, B, ...) in time, each sequence within its own length; padding stays where it is."""
     if lengths is None:
         return x.flip(0)
-    t = torch.arange(len(x), device=x.device)[:, None]
+    t = torch.arange(x.shape[0], device=x.device)[:, None]
     index = torch.where(t < lengths, lengths - 1 - t, t)           # (T, B)
     return x.gather(0, index.view(*index.shape, *[1] * (x.dim() - 2)).expand_as(x))
 
 
 def alive(x: Tensor, lengths: Tensor) -> Tensor:
     """x (T, B, ...) -> (T, B, 1), True within each sequence."""
-    return (torch.arange(len(x), device=x.device)[:, None] < lengths)[..., None]
+    return (torch.arange(x.shape[0], device=x.device)[:, None] < lengths)[..., None]
 
 
 def at_end(s: Tensor, lengths: Tensor | None) -> Tensor:

@@ -28,6 +28,15 @@ def test_an_error_leaves_what_was_there(tmp_path):
         assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
 
 
+def test_whoever_may_read_a_new_file_may_read_this_one(tmp_path):
+    """Also if a writer is less generous, as safetensors is."""
+    (tmp_path / "usual").touch()
+    with replacing(tmp_path / "a") as part:
+        part.write_text("a")
+        part.chmod(0o600)
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
 def test_a_place_for_a_file_is_tried_beforehand(tmp_path):
     assert possible(None) is None
     path = tmp_path / "new" / "a.json"

@@ -215,6 +215,7 @@ SCANNED = [dict(gate_layers=0, num_layers=2), dict(gate_layers=0, bias=False, ga
 @pytest.mark.parametrize("options", HIDDEN + SCANNED, ids=lambda o: "-".join(str(v) for v in o.values()))
 @pytest.mark.parametrize("gate_dropout", [0.0, 0.4])
 @pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.filterwarnings("ignore:gate_dropout drops units")
 def test_the_fast_layer_is_the_readable_definition(options, gate_dropout, padded, monkeypatch):
     monkeypatch.setattr(lstm, "_slow_way_back", lambda *_: True)
     layer = HLSTM(*SIZES, gate_dropout=gate_dropout, **options).double()
@@ -599,9 +600,24 @@ def test_an_exported_layer_computes_the_same_also_for_other_lengths(options, tmp
                                   strict=False)
     torch.export.save(program, tmp_path / "layer.pt2")
     loaded = torch.export.load(tmp_path / "layer.pt2").module()
-    for given_x in [x] + ([torch.randn(2 * STEPS, *x.shape[1:])] if dynamic else []):
-        (y, states), (y2, states2) = layer(given_x, (h, c)), loaded(given_x, (h, c))
+    for given_x in [x] + ([torch.randn(n * STEPS, *x.shape[1:]) for n in (2, 50)] if dynamic else []):
+        (y, states), (y2, states2) = layer(given_x, (h, c)), loaded(given_x, (h, c))       # 50: in several stretches
         close([y2, *states2], [y, *states], 1e-6)
+
+
+def test_an_exported_layer_takes_other_lengths_of_sequences():
+    layer, dynamic = HLSTM(3, 4, bidirectional=True).eval(), {0: torch.export.Dim.AUTO}
+    program = torch.export.export(layer, (torch.randn(6, 3, 3), None, torch.tensor([6, 2, 4])),
+                                  dynamic_shapes=(dynamic, None, None)).module()
+    for steps in (6, 300):
+        x, lengths = torch.randn(steps, 3, 3), torch.tensor([steps, 1, steps - 2])
+        (y, states), (y2, states2) = layer(x, None, lengths), program(x, None, lengths)
+        close([y2, *states2], [y, *states], 1e-6)
+
+
+def test_dropout_without_hidden_layers_is_warned_of():
+    with pytest.warns(UserWarning, match="gate_layers=0"):
+        HLSTM(3, 4, gate_layers=0, gate_dropout=0.5)
 
 
 def test_new_weights_of_a_plain_lstm_are_spread_as_pytorchs():

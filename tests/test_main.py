@@ -82,7 +82,9 @@ def test_every_command_has_help(words, told):
     (["run", "ds3"], "experiment 'ds3': choose one of ds2-lstm5, ds2-lstm4, ds2-gru4"),
     (["run", "ds2-lstm5", "--profile", "huge"], "profile 'huge': choose one of smoke, laptop, desk, wide, paper"),
     (["report", "--profile", "huge"], "choose one of smoke, laptop, desk, wide, paper"),
-    (["run", "ds2-lstm5", "--profile", "smoke", "--seed", "-1"], "seed -1"),
+    (["run", "ds2-lstm5", "--profile", "smoke", "--seed", "-1"], "seed -1: a seed is a whole number from 0 to"),
+    (["run", "toy-gp", "--profile", "smoke", "--seed", "99999999999999"], "from 0 to 2147483647"),
+    (["bench", "engine", "--quick", "--model", "missing.safetensors"], "missing.safetensors: no such file"),
 ])
 def test_unknown_names_are_one_line_that_lists_the_choices(call, words, told):
     code, out, err = call(*words)
