@@ -165,7 +165,7 @@ def tab_activations(profile: str, zeros: Mapping[tuple[str, str, int], float] = 
     usual = PROFILES[RECORDED].captions.activation
     rows = [(name, None, "nt-hlstm1" if key == usual else f"nt-hlstm1-{key}") for name, key in
             (("ReLU", "relu"), ("leaky ReLU", "leaky_relu"), ("tanh", "tanh"))]
-    table = _made("tab-activations", "Activations in the gates of the dense H-LSTM", rows,
+    table = _made("tab-activations", "Activations in the gates of the dense H-LSTM (beam 1)", rows,
                   [CIDER, PERPLEXITY, Column("zero units", "", share_of, density, seeds=True)], profile, root)
     table.corner = "activation"
     return table
