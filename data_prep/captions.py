@@ -95,7 +95,7 @@ def _place(source: Path, target: Path) -> None:
     """Bring a picture into the corpus: a second name for the same bytes where the disk allows it, else a copy."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(source, target)
+        os.link(os.path.realpath(source), target)                  # not a link to a link, which may lead nowhere soon
     except OSError:
         shutil.copyfile(source, target)
 

@@ -104,12 +104,12 @@ def new_folder(out: str | os.PathLike, name: str) -> Iterator[Path]:
         new, old = Path(scratch) / "new", Path(scratch) / "old"
         new.mkdir()
         yield new
-        if place.exists():
-            os.replace(place, old)
         try:
+            if place.exists():
+                os.replace(place, old)
             os.replace(new, place)
-        except OSError:
-            if old.exists():
+        except BaseException:                                      # also Ctrl-C between the two
+            if old.exists() and not place.exists():
                 os.replace(old, place)
             raise
 
@@ -243,7 +243,7 @@ def read_corpus(folder: str | os.PathLike, remedy: str = REMEDY) -> tuple[dict, 
         data = manifest.read_bytes()
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}; {remedy}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{about}: not valid JSON ({error}); {remedy}") from None
     if not isinstance(info, dict) or info.get("schema") != SCHEMA:
         raise DataError(f"{about}: key 'schema' is not {SCHEMA}; {remedy}")

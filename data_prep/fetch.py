@@ -7,6 +7,7 @@ the next mirror when one fails, and gives the file its name only when its SHA-25
 
 import gzip
 import http.client
+import lzma
 import os
 import shutil
 import stat
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from data_prep.corpus import DataError, sha256_of
 
 CHUNK = 1 << 16
+SLACK = 1 << 20                        # bytes that may stand between two members of an archive
 HEADERS = {"User-Agent": "hlstm-data-prep/1"}
 
 
@@ -197,6 +199,20 @@ def _refusal(member: tarfile.TarInfo) -> str | None:
     return None
 
 
+class _Bounded:
+    """A stream that gives at most `left` bytes: what stands before a member, tarfile reads whole, however long."""
+
+    def __init__(self, stream, archive: Path, remedy: str) -> None:
+        self.stream, self.archive, self.remedy, self.left = stream, archive, remedy, SLACK
+
+    def read(self, size: int) -> bytes:
+        block = self.stream.read(size)
+        self.left -= len(block)
+        if self.left < 0:
+            raise DataError(f"{self.archive}: a member has a header of more than {SLACK:,} bytes; {self.remedy}")
+        return block
+
+
 def unpack(
     archive: str | os.PathLike,
     folder: str | os.PathLike,
@@ -217,9 +233,11 @@ def unpack(
     size = 0
     try:
         with gzip.open(archive) as stream:
-            with tarfile.open(fileobj=stream, mode="r|") as tar:
+            bounded = _Bounded(stream, archive, remedy)
+            with tarfile.open(fileobj=bounded, mode="r|") as tar:
                 for count, member in enumerate(tar, start=1):
                     size += member.size
+                    bounded.left = member.size + SLACK
                     problem = _refusal(member)
                     if size > max_bytes or count > max_members:
                         problem = f"goes past the limit of {max_bytes:,} bytes or {max_members:,} members"
@@ -234,7 +252,7 @@ def unpack(
         raise DataError(f"{archive}: no such file; give the path of the archive with --archive") from None
     except FileExistsError as error:
         raise DataError(f"{archive}: member {error} is there twice; {remedy}") from None
-    except (EOFError, gzip.BadGzipFile, tarfile.TarError, zlib.error) as error:
+    except (EOFError, ValueError, gzip.BadGzipFile, tarfile.TarError, zlib.error) as error:
         raise DataError(f"{archive}: truncated or damaged ({error}); {remedy}") from None
 
 
@@ -303,5 +321,5 @@ def unpack_zip(
                     bar.update()
     except FileNotFoundError:
         raise DataError(f"{archive}: no such file; run the command again to download it") from None
-    except (EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except (EOFError, IndexError, NotImplementedError, lzma.LZMAError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{archive}: truncated or damaged ({error}); {remedy}") from None

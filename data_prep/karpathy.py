@@ -91,9 +91,10 @@ def hashed_split(name: str) -> str:
 def _load(path: Path) -> dict:
     try:
         data = json.loads(path.read_bytes())
+        json.dumps(data, ensure_ascii=False).encode()              # half a character cannot be written
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; give the path of the caption JSON with --captions") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}); {REMEDY}") from None
     images = data.get("images") if isinstance(data, dict) else None
     if isinstance(images, list) and images and all(isinstance(image, dict) for image in images):
@@ -232,7 +233,8 @@ def prepare_folder(
     about, counts = _about(dataset), Counter(scene.split for scene in scenes)
     if expected is not None and counts != Counter(expected):
         raise DataError(f"{captions}: key 'images' has {dict(counts)} pictures, not {dict(expected)}; {REMEDY}")
-    notices = [file for file in sorted(captions.parent.iterdir()) if re.match(r"(?i)(readme|licen[cs]e)", file.name)]
+    notices = [file for file in sorted(captions.parent.iterdir())
+               if file.is_file() and re.match(r"(?i)(readme|licen[cs]e)", file.name)]
     return write_corpus(
         out,
         scenes,

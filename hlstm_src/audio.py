@@ -56,9 +56,12 @@ def read(path: str | Path) -> np.ndarray:
 def convert(samples: np.ndarray, rate: float) -> np.ndarray:
     """samples (N) or (N, channels) at any rate -> (N') at 16 kHz. Raises AudioError, as `read`.
 
-    Whole numbers, as files of 16 bits hold them, are taken as shares of their type's range.
+    Whole numbers, as files of 16 bits hold them, are taken as shares of their type's range; those of 64 bits, which no
+    file holds but a list becomes, are refused.
     """
     samples = np.asarray(samples)
+    if samples.dtype.kind == "i" and samples.dtype.itemsize > 4:
+        raise AudioError("samples: whole numbers of 64 bits have no known range; give int16, or floats in [-1, 1]")
     if samples.dtype.kind not in "if" or samples.ndim not in (1, 2):
         raise AudioError(f"samples: {samples.dtype} of {samples.ndim} dimensions; expected numbers, (samples) or "
                          "(samples, channels)")

@@ -60,7 +60,7 @@ class SpeechCorpus:
         except OSError as error:
             raise CorpusError(f"{error.filename}: {error.strerror.lower()}; prepare the corpus first, AN4 with "
                               f"`python -m data_prep.an4 --out FOLDER` (mini corpora come with the code)") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CorpusError(f"{about}: not JSON ({error}); prepare the corpus again") from None
         self.sha256 = hashlib.sha256(data).hexdigest()
         if isinstance(self.info, dict) and self.info.get("kind") == "captions":
@@ -229,7 +229,7 @@ class CaptionCorpus:
         except OSError as error:
             raise CorpusError(f"{error.filename}: {error.strerror.lower()}; prepare the corpus first, with `python -m "
                               "data_prep.karpathy` or `data_prep.coco` (mini corpora come with the code)") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CorpusError(f"{about}: not JSON ({error}); {PREPARE}") from None
         self.sha256 = hashlib.sha256(b"".join(parts.values())).hexdigest()
         self.manifest_sha256 = hashlib.sha256(parts["manifest.csv"]).hexdigest()
@@ -303,10 +303,12 @@ class CaptionCorpus:
     def image(self, picture: Picture) -> "Image":
         """The picture, decoded, in RGB. The file must have the hash that the manifest names."""
         from PIL import Image  # an extra: who trains on stored features needs no pictures
+
+        from .compact.pictures import rgb
         data = _checked(picture)
         try:
-            return Image.open(io.BytesIO(data)).convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return rgb(Image.open(io.BytesIO(data)))
+        except Exception as error:                                 # what a decoder raises, depends on the format
             raise UndecodablePicture(f"{picture.path}: the picture {picture.id!r} does not decode ({error}); replace "
                                      "the file and prepare the corpus again, or pass --skip-broken") from None
 

@@ -108,6 +108,12 @@ def test_a_missing_a_changed_and_a_broken_picture_are_refused(folder):
             corpus.image(picture)
     with pytest.raises(UndecodablePicture):
         corpus.image(corpus.pictures[2])
+    deep = corpus.pictures[4]
+    Image.fromarray(np.full((8, 8), 60_000, np.uint16)).save(deep.path, "PNG")
+    digest = hashlib.sha256(deep.path.read_bytes()).hexdigest()
+    rewrite(folder, "manifest.csv", lambda t: t.replace(deep.sha256, digest))
+    with pytest.raises(UndecodablePicture, match="more than 8 bits a channel"):
+        CaptionCorpus(folder).image(CaptionCorpus(folder).pictures[4])
     assert corpus.image(corpus.pictures[3]).mode == "RGB"
 
 

@@ -27,12 +27,20 @@ def read(picture: "str | Path | Image") -> "Image":
     try:
         if isinstance(picture, (str, Path)):
             with Image.open(picture) as file:
-                return file.convert("RGB")
-        return picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+                return rgb(file)
+        return rgb(picture)
+    except Exception as error:                                     # what a decoder raises, depends on the format
         missing = isinstance(picture, (str, Path)) and not Path(picture).exists()
         reason = "no such file" if missing else f"no picture ({error})"
         raise PictureError(f"{picture}: {' '.join(reason.split())}") from None
+
+
+def rgb(image: "Image") -> "Image":
+    """A picture as three channels of 8 bits. Raises ValueError for one with more bits: Pillow would cut them off, and
+    nearly all would be white."""
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"mode {image.mode}: more than 8 bits a channel; save it with 8")
+    return image.convert("RGB")
 
 
 def pixels(image: "Image") -> np.ndarray:

@@ -224,6 +224,24 @@ def called(*words):
     return CliRunner().invoke(command.app, [*map(str, words)])
 
 
+@pytest.mark.parametrize("kind, top", [(np.uint16, 65_535), (np.int32, 65_535), (np.float32, 1)])
+def test_a_picture_of_more_bits_is_refused_instead_of_seen_white(kind, top, tmp_path):
+    path = tmp_path / "a.tiff"
+    Image.fromarray(np.linspace(0, top, 64).reshape(8, 8).astype(kind)).save(path)
+    for picture in (path, Image.open(path)):
+        with pytest.raises(pictures.PictureError, match="more than 8 bits a channel; save it with 8"):
+            pictures.read(picture)
+
+
+def test_whatever_a_decoder_raises_is_told_as_no_picture(monkeypatch, tmp_path):
+    """Some raise RuntimeError, NotImplementedError or MemoryError."""
+    def broken(*_):
+        raise NotImplementedError("a part of the format")
+    monkeypatch.setattr(Image.Image, "convert", broken)
+    with pytest.raises(pictures.PictureError, match="no picture .a part of the format"):
+        pictures.read(IMAGES[0])
+
+
 def test_caption_does_what_it_can_and_says_what_it_could_not(tiny, tmp_path):
     cut, text, none = tmp_path / "cut.png", tmp_path / "text.jpg", tmp_path / "none.png"
     cut.write_bytes(IMAGES[0].read_bytes()[:-300])

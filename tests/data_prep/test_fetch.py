@@ -236,6 +236,23 @@ def test_unpack_stops_at_the_limits(tmp_path):
         unpack(padded, tmp_path / "padded", max_bytes=100_000)
 
 
+def test_what_stands_between_members_has_a_limit_and_a_form(tmp_path):
+    """Long names and the like, which tarfile reads whole; and what it cannot read at all."""
+    path, header = tmp_path / "a.tar.gz", tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 4 << 20
+    path.write_bytes(gzip.compress(header.tobuf(tarfile.GNU_FORMAT) + b"a" * header.size))
+    with pytest.raises(DataError, match="a.tar.gz: a member has a header of more than 1,048,576 bytes"):
+        unpack(path, tmp_path / "long")
+    archive_of(path, ("large", bytes(5 << 20)), ("small", b"x"))   # as much between headers is none of theirs
+    unpack(path, tmp_path / "fits")
+    spoilt = tarfile.TarInfo("a")
+    spoilt.pax_headers = {"GNU.sparse.map": "a,b"}
+    with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(spoilt)
+    with pytest.raises(DataError, match="a.tar.gz: truncated or damaged"):
+        unpack(path, tmp_path / "spoilt")
+
+
 def test_a_truncated_or_damaged_archive_is_a_clear_error_wherever_it_ends(tmp_path):
     whole = archive_of(tmp_path / "a.tar.gz", ("one", BODY[:999]), ("two", DIGEST.encode())).read_bytes()
     broken = tmp_path / "broken.tar.gz"

@@ -94,6 +94,20 @@ def test_archive_and_folder_give_the_same_bytes(place, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "six", "six.tar.gz", "two"]
 
 
+@pytest.mark.parametrize("relative", [True, False])
+def test_links_to_pictures_become_pictures(relative, place, tmp_path):
+    captions, images = place(karpathy_file())
+    (captions.parent / "licenses").mkdir()                         # a folder is no notice
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for k in range(6):
+        (linked / f"{k}.png").symlink_to(f"../six/images/{k}.png" if relative else images / f"{k}.png")
+    prepare_folder(tmp_path / "out", captions, linked)
+    prepare_folder(tmp_path / "plain", captions, images)
+    assert not any(p.is_symlink() for p in (tmp_path / "out").rglob("*"))
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "plain")
+
+
 def test_pictures_may_lie_in_subfolders_or_flat(place, tmp_path):
     data = karpathy_file()
     for image in data["images"]:
@@ -212,7 +226,9 @@ def test_empty_captions_are_left_out_where_that_is_wanted(place, tmp_path):
     assert info["splits"]["train"]["captions"] == 5
 
 
-@pytest.mark.parametrize("text, what", [("[", "not JSON"), ("[]", "holds: list"), ('{"a": 1}', "holds: a;")])
+@pytest.mark.parametrize("text, what", [
+    ("[", "not JSON"), ("[" * 200_000, "not JSON"), ('{"images": [{"sentences": "a cat \\ud83d"}]}', "not JSON"),
+    ("[]", "holds: list"), ('{"a": 1}', "holds: a;")])
 def test_what_is_no_caption_file_is_refused(text, what, place, tmp_path):
     with pytest.raises(DataError, match=f"dataset.json: .*{what}"):
         prepare_folder(tmp_path / "out", *place(text))
