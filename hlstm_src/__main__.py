@@ -95,7 +95,7 @@ def pack(model: Annotated[Path, typer.Argument(help="a .safetensors file that `r
 @app.command()
 def transcribe(files: Annotated[list[Path], typer.Argument(help="sound files of any rate and number of channels")],
                model: Annotated[Path, typer.Option(help="a recogniser's file")] = RECOGNISER,
-               beam: Annotated[int, typer.Option(min=1, help="prefixes that the search keeps; 1: greedy")] = 1,
+               beam: Annotated[int, typer.Option(min=1, max=1000, help="prefixes to keep; 1: greedy")] = 1,
                threads: Annotated[int, typer.Option(min=1, max=2, help="2: both directions at once")] = 1,
                json: Annotated[bool, typer.Option("--json", help="a JSON object a line")] = False):
     """Write down what is said in sound files. Exit code 1 if one of them could not be read; the others are done."""
@@ -108,7 +108,7 @@ def transcribe(files: Annotated[list[Path], typer.Argument(help="sound files of 
 @app.command()
 def caption(files: Annotated[list[Path], typer.Argument(help="pictures of any size")],
             model: Annotated[Path, typer.Option(help="a captioner's file")] = CAPTIONER,
-            beam: Annotated[int, typer.Option(min=1, help="beginnings that the search keeps; 1: greedy")] = 2,
+            beam: Annotated[int, typer.Option(min=1, max=1000, help="beginnings that the search keeps; 1: greedy")] = 2,
             json: Annotated[bool, typer.Option("--json", help="a JSON object a line")] = False):
     """Say what is on pictures. Exit code 1 if one of them could not be read; the others are done."""
     from .compact.captioner import Captioner

@@ -49,7 +49,7 @@ def _score(heading: str, name: str, told: str = "", **options) -> Column:
 
 SIZE = Column("cell weights", "params", lambda record, _: record.counts.cell.nonzero_params, short)
 COMPRESSION = Column("compression", "compression", compression, factor)
-FLOPS = Column("FLOPs a word", "flops", lambda record, _: record.counts.cell.nonzero_flops, short)
+FLOPS = Column("FLOPs a word, each beginning", "flops", lambda record, _: record.counts.cell.nonzero_flops, short)
 CIDER, PERPLEXITY = _score("CIDEr", "cider", "cider"), _score("perplexity", "perplexity")
 
 
@@ -74,11 +74,13 @@ def speeds(root: str | Path | None = None, profile: str = RECORDED) -> dict[tupl
     return found
 
 
-def _time(root: str | Path | None) -> list[Column]:
+def _time(root: str | Path | None, told: str = "") -> list[Column]:
     """The column of measured times, where any were recorded."""
     found = speeds(root)
-    return [Column("µs a word", "", lambda r, _: found.get((r.profile, r.experiment, int(r.scores.get("beam", 1)))),
-                   lambda value: f"{value:.0f}", main=False)] if found else []
+
+    def took(r: RunRecord, _) -> float | None:
+        return found.get((r.profile, r.experiment, int(r.scores.get("beam", 1))))
+    return [Column(f"µs a word{told}", "", took, "{:.0f}".format, main=False)] if found else []
 
 
 def _made(name: str, caption: str, rows: list[tuple], columns: list[Column], profile: str, root: str | Path | None,
@@ -105,9 +107,10 @@ def tab_neuraltalk_cells(profile: str, root: str | Path | None = None, suffix: s
     beams = [_score("CIDEr, beam 1", "cider"),
              *(_score(f"CIDEr, beam {k}", f"cider_beam{k}", "cider" if k == BEAM else "", main=k == BEAM)
                for k in BEAMS[1:])]
-    others = [_score("BLEU-4", "bleu4", main=False), _score("METEOR", "meteor", main=False), PERPLEXITY]
+    others = [_score("BLEU-4, beam 1", "bleu4", main=False), _score("METEOR, beam 1", "meteor", main=False),
+              PERPLEXITY]
     return _made("tab-neuraltalk-cells", "Dense captioners", rows,
-                 [SIZE, *beams, *others, *_time(root)], profile, root, suffix)
+                 [SIZE, *beams, *others, *_time(root, ", beam 1")], profile, root, suffix)
 
 
 def tab_neuraltalk_training(profile: str, root: str | Path | None = None, suffix: str = "") -> Table:

@@ -96,6 +96,14 @@ def tally(judged: Iterable[Claim]) -> str:
     return ", ".join(f"{found[kind]} {kind}" for kind in ("met", "met in part", "not met", NOT_RUN) if found[kind])
 
 
+def tallies(root: str | Path | None = None) -> list[str]:
+    """What became of the claims, a line for each size, of those that it has networks for: none of captions in the
+    paper's width."""
+    judged = {size: [claim for claim in claims(size, root) if size != st.WIDE or claim.key.startswith("deepspeech2.")]
+              for size in SIZES}
+    return [f"- At {SIZES[size]}, of {len(found)} rows: {tally(found)}." for size, found in judged.items()]
+
+
 def tab_scorecard(root: str | Path | None = None, brief: bool = False) -> Table:
     """All claims (`tab-scorecard`): what we recorded at desk size, the verdict, and those of speech in the paper's
     width and of all at the paper's own size.

@@ -28,8 +28,13 @@ def greedy(log_probs: Tensor, lengths: Tensor) -> list[str]:
 
 def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
     """Words that were exchanged, left out or put in, and words of the reference."""
-    found = jiwer.process_words(reference, hypothesis)
-    return found.substitutions + found.deletions + found.insertions, len(reference.split())
+    return sum(edits([(reference, hypothesis)])), len(reference.split())
+
+
+def edits(pairs: list[tuple[str, str]], letters: bool = False) -> tuple[int, int, int]:
+    """How many words (or `letters` and spaces) were exchanged, left out, put in: in pairs (reference, hypothesis)."""
+    found = (jiwer.process_characters if letters else jiwer.process_words)(*map(list, zip(*pairs)))
+    return found.substitutions, found.deletions, found.insertions
 
 
 def interval(errors: np.ndarray, words: np.ndarray, resamples: int = 1000) -> tuple[float, float]:

@@ -275,9 +275,8 @@ class Trainer:
         for k, p in enumerate(self.parameters):
             moments = part(f"optimiser.{k}")
             if moments:
-                here = not self.settings.fused                     # a fused one counts its steps beside the parameter
-                self.optimiser.state[p] = {n: t if n == "step" and here else t.to(p.device)
-                                           for n, t in moments.items()}
+                stays = () if self.settings.fused else ("step",)   # a fused one counts its steps beside the parameter
+                self.optimiser.state[p] = {n: t if n in stays else t.to(p.device) for n, t in moments.items()}
         if self.masks is not None:
             self.masks.load_state_dict(part("masks"))
         self.schedule.load_state_dict(state.pop("schedule"), part("good"))

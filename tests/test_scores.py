@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hlstm_src.audio import ALPHABET, BLANK
 from hlstm_src.corpora import encode
-from hlstm_src.scores import error_rates, greedy, normalise
+from hlstm_src.scores import edits, error_rates, greedy, normalise
 
 TEXTS = st.lists(st.sampled_from(["A", "BE", "ONE", "O'HARA"]), min_size=1, max_size=5).map(" ".join)
 
@@ -48,6 +48,11 @@ def test_error_rates_of_cases_made_by_hand(references, hypotheses, wer, cer):
     assert rates["utterances"] == len(references)
 
 
+def test_errors_are_told_apart():
+    pairs = [("A B C", "A X C"), ("D E", "D"), ("F", "F G H")]
+    assert edits(pairs) == (1, 1, 2) and edits(pairs, letters=True) == (1, 2, 4)
+
+
 def distance(a, b) -> int:
     """Least number of substitutions, deletions and insertions between two sequences."""
     row = list(range(len(b) + 1))
@@ -66,6 +71,7 @@ def test_error_rates_are_edit_distances_and_the_interval_holds_the_rate(pairs):
     errors = sum(distance(r.split(), h.split()) for r, h in pairs)
     assert rates["wer"] == pytest.approx(100 * errors / sum(len(r.split()) for r in references))
     letters = sum(distance(r, h) for r, h in pairs)
+    assert (sum(edits(pairs)), sum(edits(pairs, letters=True))) == (errors, letters)
     assert rates["cer"] == pytest.approx(100 * letters / sum(map(len, references)))
     assert rates["wer_low"] <= rates["wer"] + 1e-9 and rates["wer"] - 1e-9 <= rates["wer_high"]
     assert rates == error_rates(references, hypotheses, resamples=200)

@@ -123,6 +123,15 @@ def test_times_of_different_processors_are_not_held_against_each_other(tmp_path)
         "quick, 2026-11-01 08:30": 50, "quick, 2026-11-02 09:05": 20, "slow": 100}      # two machines of one name
 
 
+def test_the_table_of_models_tells_the_least_that_time_fell(tmp_path):
+    store(tmp_path, ds2_lstm5=(10_000, [11.0]), ds2_hlstm3_compact=(100, [10.0]), ds2_hlstm3_fast=(200, [10.0]))
+    measured(tmp_path, "a", "quick", {"engine": 40, "ds2-lstm5, engine": 50, "ds2-hlstm3-fast, engine": 25})
+    measured(tmp_path, "b", "slow", {"engine": 80, "ds2-lstm5, engine": 90})
+    table = st.tab_ds2_models("desk", tmp_path)
+    assert table.columns[-1][1] == "quicker"
+    assert [cells[-1] for _, cells in table.rows] == ["1.0x", MISSING, MISSING, "1.1x", "2.0x"]
+
+
 def test_nothing_is_judged_without_records(tmp_path):
     table = st.tab_ds2_claims(tmp_path)
     assert all(cells[-1] == "not recorded yet" and MISSING in cells for _, cells in table.rows)
