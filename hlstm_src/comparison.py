@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 from . import paper, records
@@ -126,3 +128,21 @@ def difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float | N
     if min(len(a), len(b)) < 3:
         return gap, None
     return gap, (statistics.variance(a) / len(a) + statistics.variance(b) / len(b)) ** 0.5
+
+
+def chance(a: Sequence[float], b: Sequence[float]) -> float:
+    """How likely the means of a and b would lie so far apart if nothing but luck told the two apart, between 0 and 1.
+
+    If so, their values could as well be dealt out otherwise, as many to each; this is the share of all such deals in
+    which the means lie at least as far apart (an exact permutation test, two-sided). With n of each it is never below
+    2 / (2n choose n): 0.1 for three, 0.008 for five. Raises ValueError if either is empty.
+    """
+    if not a or not b:
+        raise ValueError("a permutation test takes values of both kinds")
+    whole, n = [*a, *b], len(a)
+
+    def gap(chosen: Iterable[float]) -> float:
+        own = math.fsum(chosen)
+        return abs(own / n - (math.fsum(whole) - own) / len(b))
+    least = gap(a) * (1 - 1e-9)                                    # the same sum in another order counts as equal
+    return statistics.fmean(gap(dealt) >= least for dealt in combinations(whole, n))

@@ -1,9 +1,14 @@
 """What comparisons rest on: how many times fewer, whether a claim is met, and how sure a difference of seeds is."""
 
+from itertools import combinations
+
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hlstm_src import paper
-from hlstm_src.comparison import Column, compare, compression, difference, verdict
+from hlstm_src.comparison import Column, chance, compare, compression, difference, verdict
 from hlstm_src.tables import MISSING
 from tests.recorded import make
 
@@ -31,6 +36,26 @@ def test_a_difference_has_an_error_from_three_seeds_on():
     assert gap == -4.0 and error == pytest.approx((1 / 3 + 4 / 3 / 4) ** 0.5)  # variances 1 and 4/3
     assert difference(b, a) == (4.0, pytest.approx(error))
     assert difference(a, b[:2]) == (-3.0, None) and difference(b[:2], a) == (3.0, None)
+
+
+def test_chance_counts_the_deals_that_lie_as_far_apart():
+    """By hand: of the 20 ways to deal six values three and three, 2 lie as far apart as the sorted halves."""
+    assert chance([1, 2, 3], [4, 5, 6]) == chance([6, 4, 5], [1, 3, 2]) == pytest.approx(2 / 20)
+    assert chance([1, 2, 4], [3, 5, 6]) == pytest.approx(4 / 20)   # sums of 7 and 14; as far apart, and 6 and 15
+    assert chance([1, 1], [1, 1]) == chance([5], [7]) == 1
+    assert chance([0.1, 0.2, 0.3, 0.4, 0.5], [1.1, 1.2, 1.3, 1.4, 1.5]) == pytest.approx(2 / 252)
+    assert chance([1, 2], [10, 11, 12]) == pytest.approx(1 / 10)   # groups of two sizes: each deal once
+    with pytest.raises(ValueError, match="both kinds"):
+        chance([], [1])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000))
+def test_chance_is_fair(seed):
+    """Of values that are all of one kind, a share of at most p is given a chance of at most p, over all deals."""
+    values = np.random.default_rng(seed).normal(size=6)
+    deals = [chance(values[list(own)].tolist(), np.delete(values, own).tolist()) for own in combinations(range(6), 3)]
+    assert all(np.mean(np.array(deals) <= p + 1e-9) <= p + 1e-9 for p in deals)
 
 
 def test_notes_explain_only_what_stands_in_the_table(store):
