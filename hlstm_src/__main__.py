@@ -35,7 +35,7 @@ def run(name: Annotated[str, typer.Argument(help="experiment, such as ds2-lstm5"
     for k in seed:
         record = experiments.run(name, profile, k, force=force)
         named = "wer", "cer", "error", "cider", "bleu4", "meteor"
-        rates = "  ".join(f"{k} {record.scores[k]:.2f} %" for k in named if k in record.scores)
+        rates = "  ".join(f"{score} {record.scores[score]:.2f} %" for score in named if score in record.scores)
         cell = record.counts.cell
         print(f"{name} {profile} seed {k}: {rates}  "
               f"live recurrent weights {cell.nonzero_params:,} of {cell.params:,}")

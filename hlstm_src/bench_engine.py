@@ -142,9 +142,12 @@ def case(kind: str, size: int, steps: int, two_ways: bool = False, sparsities=SP
 
 
 def trained(path: Path, steps: int = 150) -> Case:
-    """The first recurrent layer of a trained recogniser, with its own weights and masks."""
+    """The first recurrent layer of a trained recogniser, with its own weights and masks. Raises ValueError for another
+    model."""
     from . import experiments
     model, masks, metadata = experiments.load(path)
+    if not hasattr(model, "rnns"):
+        raise ValueError(f"{path}: no trained recogniser, but a {type(model).__name__}; name the file of a ds2-... run")
     layer, prefix = model.rnns[0].rnn, "rnns.0.rnn."
     torch.manual_seed(0)
     x = torch.randn(steps, 1, layer.input_size)
@@ -265,6 +268,7 @@ def engine(quick: bool = False, model: Path | None = None, rounds: int = 9,
            n_threads: int = 1) -> tuple[list[Case], list[LatencyRow], Limits]:
     """Runs all cases on one thread, and with n_threads=2 those with two directions on two as well: (the cases, rows of
     microseconds a step, the limits of one thread)."""
+    own = [] if model is None else [trained(model)]               # whose faults are to be seen first
     if quick:
         made = [case("lstm", 32, 5, sparsities=(0.9,)), case("hlstm", 32, 5, sparsities=(0.9,), fed_back=True)]
     else:
@@ -274,9 +278,7 @@ def engine(quick: bool = False, model: Path | None = None, rounds: int = 9,
     if n_threads == 2:
         size, steps = (32, 5) if quick else (800, 200)
         made += [case(kind, size, steps, two_ways=True, values=False, n_threads=2) for kind in ("lstm", "hlstm")]
-    if model is not None:
-        made.append(trained(model))
-    rows = []
+    made, rows = made + own, []
     with threads(1):
         bounds = limits()
     for c in made:

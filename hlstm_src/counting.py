@@ -97,17 +97,22 @@ def count(model: nn.Module, masks: ConnectionMasks | Mapping[str, Tensor] | None
     name holds this text. weights_only: matrices without biases and normalisation, as the paper's derived sizes are.
     positions: how often a step uses each weight of a parameter, where that is not once (`output_positions`).
     zeros: shares of zero activations (`zero_shares`). Raises ValueError for a convolution without `positions`, a
-    module of unknown kind whose parameters `positions` does not name, or masks or zeros that are not this model's.
+    module of unknown kind whose parameters `positions` does not name, masks or zeros that are not this model's, an
+    `include` that no name holds, or a negative number of steps.
     """
     masks, positions, zeros = getattr(masks, "masks", masks) or {}, positions or {}, zeros or {}
     parameters = dict(model.named_parameters())
+    if not any(include in name for name in parameters) and parameters:
+        raise ValueError(f"include={include!r}: a text that no name of a parameter holds (it is no pattern)")
+    if (lengths := np.asarray(seq_len)).dtype.kind not in "iu" or lengths.min(initial=0) < 0:
+        raise ValueError(f"seq_len {seq_len} must be whole numbers, none negative")
     for name, mask in masks.items():
         if name not in parameters or parameters[name].shape != mask.shape:
             raise ValueError(f"the mask {name} of shape {tuple(mask.shape)} fits no parameter of this model")
     if strange := zeros.keys() - parameters.keys():
         raise ValueError(f"zeros of {min(strange)}, which is no parameter of this model")
     first = {p: name for name, p in parameters.items()}            # a tied parameter goes by its first name
-    steps, layers, counted = int(np.asarray(seq_len).sum()), {}, set()
+    steps, layers, counted = int(lengths.sum()), {}, set()
     for path, module in model.named_modules():
         for own, p in module._parameters.items():
             name = f"{path}.{own}".lstrip(".")

@@ -20,7 +20,8 @@ from .deepspeech2 import DeepSpeech2, spectrogram
 from .encoders import Pretrained
 from .masks import ConnectionMasks, load_model, load_tensors, save_model
 from .neuraltalk import NeuralTalk
-from .profiles import Profile, place, profile
+from .profiles import Profile, place
+from .profiles import profile as sizes_of
 from .recipes import CATALOGUE, Recipe, recipe  # noqa: F401 (to be had here, too)
 from .schedule import Dense, GrowPruneSchedule
 from .tasks import SpeechTask
@@ -28,11 +29,11 @@ from .toy import Interlock, ToyModel
 from .training import Trainer, accelerator
 
 # The code that decides what a run computes: a change in one of these makes the records of smoke and laptop stale.
-CODE = [Path(__file__).with_name(f"{name}.py") for name in
+CODE = [Path(__file__).parent / f"{name}.py" for name in
         ("compiled", "gates", "vectors", "tiles", "products", "team", "large", "steps", "library", "scan", "sequences",
          "lstm", "masks", "growprune", "schedule", "rivals", "audio", "deepspeech2", "decoding", "search", "neuraltalk",
          "encoders", "corpora", "scores", "caption_scores", "counting", "tasks", "toy", "benchmarks", "training",
-         "recipes", "experiments")]
+         "recipes", "experiments", "compact/pictures")]
 BENCHMARKS = {"speech": benchmarks.Speech, "toy": benchmarks.Toy, "captions": benchmarks.Captions}
 
 
@@ -51,17 +52,17 @@ def key_of(made: Recipe, corpus) -> str:
     return records.fingerprint(asdict(made), corpus.sha256, CODE)
 
 
-def run(name: str, profile_name: str = "laptop", seed: int = 0, *, force: bool = False,
+def run(name: str, profile: str = "laptop", seed: int = 0, *, force: bool = False,
         progress: bool = True) -> records.RunRecord:
     """Returns the record of an experiment, training first if there is none that is up to date.
 
     Writes `seed<k>.json` and the model beside it; an interrupted run goes on from its checkpoint. Raises ValueError
     for unknown names, CorpusError, TrainingError, Interrupted.
     """
-    made, p = recipe(name, profile_name), profile(profile_name)
+    made, p = recipe(name, profile), sizes_of(profile)
     if name.endswith("-flowers") and p.kept and not p.flowers:
-        raise ValueError(f"{name}: the profile {profile_name} has no second caption corpus; choose another profile")
-    path = records.path_of(name, profile_name, seed)
+        raise ValueError(f"{name}: the profile {profile} has no second caption corpus; choose another profile")
+    path = records.path_of(name, profile, seed)
     if path.exists() and not force and p.kept:
         return records.read(path)
     bench = benchmark(made, p)
@@ -74,20 +75,20 @@ def run(name: str, profile_name: str = "laptop", seed: int = 0, *, force: bool =
         if record and record.key == key and path.with_suffix(".safetensors").exists():
             return record
     provenance = records.provenance(bench.name, bench.sha256)
-    told, files = f"{name} {profile_name} seed {seed}", [path.with_suffix(".checkpoint")]
+    told, files = f"{name} {profile} seed {seed}", [path.with_suffix(".checkpoint")]
     trainer = _trainer(made, bench, seed, checkpoint=files[0], key=key, name=told, progress=progress)
     trainer.train()
     if made.finetune:
         files.append(path.with_suffix(".finetune.checkpoint"))
         trainer, bench = _finetune(trainer, made, bench, seed, files[1], told, progress)
     file = path.with_suffix(".safetensors")
-    save_model(file, trainer.model, trainer.masks, {"format": 1, "experiment": name, "profile": profile_name,
+    save_model(file, trainer.model, trainer.masks, {"format": 1, "experiment": name, "profile": profile,
                                                     "seed": seed, "benchmark": made.benchmark,
                                                     "model": made.model | bench.sizes, **bench.about(made.task)})
     # Scores are those of the stored file, so that `evaluate` gives them again.
     model, masks, _ = load(file)
     record = records.RunRecord(
-        experiment=name, profile=profile_name, seed=seed, title=made.title, key=key, recipe=asdict(made),
+        experiment=name, profile=profile, seed=seed, title=made.title, key=key, recipe=asdict(made),
         history=trainer.history, phases=trainer.phases, **bench.results(model, trainer.task),
         counts=bench.counts(model, masks),
         model={"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
@@ -99,16 +100,16 @@ def run(name: str, profile_name: str = "laptop", seed: int = 0, *, force: bool =
     return record
 
 
-def trainer(name: str, profile_name: str = "laptop", seed: int = 0, precision: str | None = None,
+def trainer(name: str, profile: str = "laptop", seed: int = 0, precision: str | None = None,
             **options) -> Trainer:
     """The trainer of an experiment before its first step, for those who want to look on; it writes nothing.
 
     `options` go to `Trainer`. Once trained, its history is that of the record, unless `precision` is another.
     """
-    made = recipe(name, profile_name)
+    made = recipe(name, profile)
     if precision is not None:
         made = replace(made, settings=replace(made.settings, precision=precision))
-    return _trainer(made, benchmark(made, profile(profile_name)), seed, **options)
+    return _trainer(made, benchmark(made, sizes_of(profile)), seed, **options)
 
 
 def plan(made: Recipe, seed: int) -> tuple[float | None, Dense | GrowPruneSchedule]:
@@ -211,6 +212,7 @@ def evaluate(file: Path, corpus: SpeechCorpus | CaptionCorpus | None = None, spl
 
 
 def log_probs(model: DeepSpeech2, wave: torch.Tensor) -> torch.Tensor:
-    """Log probabilities (T', labels) of one utterance (N samples at 16 kHz), for pictures of alignments."""
+    """Log probabilities (T', labels) of one utterance (N samples at 16 kHz), for pictures of alignments. The model is
+    left in evaluation mode."""
     with torch.no_grad():
         return model.eval()(*spectrogram(wave[None], torch.tensor([len(wave)])))[0][0]

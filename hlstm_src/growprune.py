@@ -70,17 +70,27 @@ def grow(masks: ConnectionMasks, gradients: dict[str, Tensor], ratio: float, *, 
     With a `generator`, growth is random: each matrix wakes as many connections as its gradients would have woken,
     but which of the dormant ones is drawn. Held against that, one sees what the gradients' choice is worth.
 
+    A matrix that does not learn (`requires_grad`) grows nothing. Where `gradients` are the parameters' own, those of
+    woken connections are zero afterwards.
+
+    A matrix that does not learn (`requires_grad`) grows nothing. Where `gradients` are the parameters' own, they are
+    zero afterwards at those who woke.
+
     Raises ValueError for a ratio outside [0, 1] or gradients that do not fit the masks.
     """
     check("growth ratio", ratio, per)
     if init not in INITS:
         raise ValueError(f"init={init!r}: choose one of {INITS}")
     for name, mask in masks.masks.items():
+        if not masks.parameters[name].requires_grad:               # frozen: it grows no connection
+            continue
         given = gradients.get(name)                                # None, where nothing was propagated back yet
         if given is None or given.shape != mask.shape:
             raise ValueError(f"gradients hold nothing of shape {tuple(mask.shape)} for {name}; call backward first")
     woken = 0
     for names in _groups(masks, per):
+        if not (names := [name for name in names if masks.parameters[name].requires_grad]):
+            continue
         scores = torch.cat([gradients[name].abs().flatten() for name in names])
         below = int(ratio * scores.numel() + 1e-9)                 # 0.29 * 100 is a little less than 29
         if below == scores.numel():
@@ -142,8 +152,8 @@ def prune_to(masks: ConnectionMasks, density: float | Mapping[str, float], *, pe
         if d is None:
             raise ValueError(f"density of {name}: no pattern of {', '.join(density)} matches it")
         check("density", d, per, structure)
-    return sum(sleep(masks, names, _live(masks, names) - sum(live_count(masks.masks[name].shape, wanted[name])
-                                                             for name in names), structure)
+    left = {name: live_count(mask.shape, wanted[name], masks.blocks.get(name, 1)) for name, mask in masks.masks.items()}
+    return sum(sleep(masks, names, _live(masks, names) - sum(left[name] for name in names), structure)
                for names in _groups(masks, per))
 
 

@@ -38,7 +38,7 @@ def product(weight: Tensor, groups: int, rows: int, calls: int, bias: Tensor | N
     blocks = weight.view(groups, -1, K).mT.contiguous()            # (groups, K, R/groups)
 
     def multiply(x):
-        y = torch.bmm(x.view(-1, groups, K).transpose(0, 1), blocks).transpose(0, 1).reshape(-1, R)
+        y = torch.bmm(x.view(-1, groups, K).transpose(0, 1), blocks).transpose(0, 1).reshape(-1, R).contiguous()
         return y if bias is None else y + bias
     return multiply
 

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from .masks import diagonals
 from .scan import scan
 from .sequences import alive, at_end, flip
 
@@ -74,7 +75,8 @@ class HLSTM(nn.Module):
     """Hidden-layer LSTM (paper: Method), shaped like `torch.nn.LSTM`; `gate_layers=0` is exactly that LSTM.
 
     Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional: as `torch.nn.LSTM`.
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as
+            `torch.nn.LSTM`.
         gate_layers: hidden layers inside each gate. gate_width: their width G, `hidden_size` by default; for a width
             of its own in each gate four numbers in the paper's order f, i, o, g, or {"f": ..., "i": ..., ...}.
         activation: relu | leaky_relu | tanh | elu, of the hidden layers.
@@ -87,13 +89,15 @@ class HLSTM(nn.Module):
     the first hidden layers, `weight_gate{j}_l{k}` the layers behind them, the last one (4H, G); at `gate_layers=0`
     the names and shapes are those of `torch.nn.LSTM`, whose state dict then loads. Rows stand in the order of the gates
     i, f, g, o. Gates of unequal widths have matrices of their own, `weight_gate{j}_{gate}_l{k}`.
+
+    With hidden layers a layer can be differentiated once, not twice; for second derivatives there is `unroll`.
     """
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, gate_layers: int = 1,
                  gate_width: int | Sequence[int] | Mapping[str, int] | None = None, activation: str = "relu",
                  gate_dropout: float = 0.0, gate_dropout_per: str = "sequence", bias: bool = True,
                  batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False,
-                 merge: str = "concat", shared_hidden: bool = False):
+                 merge: str = "concat", shared_hidden: bool = False, device=None, dtype: torch.dtype | None = None):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}")
@@ -101,14 +105,16 @@ class HLSTM(nn.Module):
             raise ValueError(f"merge {merge!r}: choose 'concat' or 'sum'")
         if gate_dropout_per not in ("sequence", "step"):
             raise ValueError(f"gate_dropout_per {gate_dropout_per!r}: choose 'sequence' or 'step'")
+        input_size, hidden_size, num_layers, gate_layers = map(
+            operator.index, (input_size, hidden_size, num_layers, gate_layers))
         widths = _widths(hidden_size if gate_width is None else gate_width)
         self.uneven = len(set(widths)) > 1
         if self.uneven and shared_hidden:
             raise ValueError(f"gate_width {gate_width}: a stack shared by all gates has one width")
         if min(input_size, hidden_size, num_layers, *widths) < 1 or gate_layers < 0:
             raise ValueError("sizes, num_layers and gate_width must be at least 1, gate_layers at least 0")
-        if not (0 <= dropout < 1 and 0 <= gate_dropout < 1):
-            raise ValueError("dropout and gate_dropout must lie in [0, 1)")
+        if not (0 <= dropout <= 1 and 0 <= gate_dropout < 1):
+            raise ValueError("dropout must lie in [0, 1] and gate_dropout in [0, 1)")
         if gate_dropout and not gate_layers:
             warnings.warn("gate_dropout drops units of hidden layers; with gate_layers=0 there are none", stacklevel=2)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
@@ -122,7 +128,7 @@ class HLSTM(nn.Module):
         for k in range(num_layers):
             for suffix in self._suffixes(k):
                 for name, shape in self._shapes(input_size if k == 0 else self.output_size).items():
-                    self.register_parameter(name + suffix, nn.Parameter(torch.empty(shape)))
+                    self.register_parameter(name + suffix, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
 
     def _suffixes(self, k: int) -> list[str]:
@@ -145,20 +151,25 @@ class HLSTM(nn.Module):
             shapes[f"bias_gate{j}"] = (rows,)
         return {name: shape for name, shape in shapes.items() if self.bias or not name.startswith("bias")}
 
+    def blocks_in(self, name: str) -> int:
+        """How many matrices with inputs of their own stand above each other in the parameter of that name: a layer
+        behind the first hidden one has a block for each stack."""
+        return len(self.widths) if name.startswith("weight_gate") and not self.uneven else 1
+
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Uniform in +-1/sqrt(H), as torch.nn.LSTM; layers behind the first: +-1/sqrt(G), plus one on the diagonal.
+        """Uniform in +-1/sqrt(H), as torch.nn.LSTM; layers behind the first: +-1/sqrt(G), plus one on the diagonal of
+        each stack's block.
 
-        So an H-LSTM starts out close to a plain LSTM, each hidden unit handing its sum on to one gate. With random
-        weights alone each gate is a mixture of all its hidden units, and learning begins much more slowly.
+        So an H-LSTM starts out close to a plain LSTM, each hidden unit handing its sum on to one unit of its gate. With
+        random weights alone each gate is a mixture of all its hidden units, and learning begins much more slowly.
         """
         for name, p in self.named_parameters():
             behind = name.startswith("weight_gate")
             bound = 1 / math.sqrt(p.shape[1] if behind else self.hidden_size)
             nn.init.uniform_(p, -bound, bound)
             if behind:
-                k = torch.arange(max(p.shape))
-                p[k % p.shape[0], k % p.shape[1]] += 1             # the diagonal, wrapped: the identity in each gate
+                p[diagonals(p.shape, self.blocks_in(name))] += 1      # the identity in each gate
 
     def weights(self, k: int, reverse: bool = False, whole: bool = False) -> CellWeights:
         """The weights of layer k in one direction, as `step` takes them; `whole`: equal blocks as one matrix."""
@@ -177,26 +188,29 @@ class HLSTM(nn.Module):
     def forward(self, input, hx=None, lengths: Tensor | None = None, with_state: bool = True):
         """input (T, B, I), (B, T, I) with `batch_first`, (T, I), or a PackedSequence -> output, (h_n, c_n).
 
-        `hx` = (h_0, c_0), each (num_layers*D, B, H). `lengths` (B) says how long each padded sequence is: outputs
-        behind it are zero and the states are those at its end, so that padding changes nothing. `with_state=False`
-        returns (output, None), which spares a plain LSTM over padded sequences a slow kernel. Raises ValueError where
-        a shape does not fit.
+        `hx` = (h_0, c_0), each (num_layers*D, B, H), of the weights' type. `lengths` (B) says how long each padded
+        sequence is: outputs behind it are zero and the states are those at its end, so that padding changes nothing.
+        `with_state=False` returns (output, None), which spares a plain LSTM over padded sequences a slow kernel. Raises
+        ValueError where a shape or type does not fit.
         """
         packed = input if isinstance(input, PackedSequence) else None
         x = packed.data if packed is not None else input
-        if x.dim() not in (2, 3) or x.shape[-1] != self.input_size or 0 in x.shape:
-            raise ValueError(f"input {tuple(x.shape)}: steps and batch must be 1 or more, the last dimension "
+        steps = 1 if self.batch_first and packed is None and x.dim() == 3 else 0       # which dimension
+        if x.dim() not in (2, 3) or x.shape[-1] != self.input_size or x.shape[steps] == 0:
+            raise ValueError(f"input {tuple(x.shape)}: steps must be 1 or more, the last dimension "
                              f"input_size={self.input_size}")
         if packed is not None:
+            if lengths is not None:
+                raise ValueError("a PackedSequence knows its lengths; leave `lengths` out")
             x, lengths = pad_packed_sequence(packed)
         elif input.dim() == 2:
             x, hx = input.unsqueeze(1), None if hx is None else tuple(s.unsqueeze(1) for s in hx)
         elif self.batch_first:
             x = input.transpose(0, 1)
         states = self.num_layers * self.directions, x.shape[1], self.hidden_size
-        h0, c0 = hx if hx is not None else (self.weight_hh_l0.new_zeros(states),) * 2
-        if tuple(h0.shape) != states or tuple(c0.shape) != states:
-            raise ValueError(f"h_0 {tuple(h0.shape)} and c_0 {tuple(c0.shape)} must both be {states}")
+        h0, c0 = self._states(hx, states)
+        if x.shape[1] == 0:
+            return self._nothing(x, h0, c0, with_state)
         if lengths is not None:
             lengths = torch.as_tensor(lengths, device=x.device)
             # An exported program is made before there are values.
@@ -204,6 +218,7 @@ class HLSTM(nn.Module):
             if (lengths.shape != x.shape[1:2] or lengths.is_floating_point()
                     or known and not (1 <= lengths.min() and lengths.max() <= len(x))):
                 raise ValueError(f"lengths must be {x.shape[1]} whole numbers from 1 to {len(x)}")
+            lengths = lengths.long()
             x = x.masked_fill(~alive(x, lengths), 0)              # whatever stands in the padding, even NaN
         ends = []
         for k in range(self.num_layers):
@@ -220,6 +235,27 @@ class HLSTM(nn.Module):
         elif self.batch_first:
             x = x.transpose(0, 1)
         return x, ((hn, cn) if with_state else None)
+
+    def _states(self, hx, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """(h_0, c_0) as the weights' type, zero without `hx`. Raises ValueError if shape or type is another."""
+        if hx is None:
+            return (self.weight_hh_l0.new_zeros(shape),) * 2
+        if not isinstance(hx, (tuple, list)) or len(hx) != 2:
+            raise ValueError("hx must be a pair (h_0, c_0)")
+        h0, c0 = hx
+        if tuple(h0.shape) != shape or tuple(c0.shape) != shape:
+            raise ValueError(f"h_0 {tuple(h0.shape)} and c_0 {tuple(c0.shape)} must both be {shape}")
+        wanted = self.weight_hh_l0.dtype
+        if torch.is_autocast_enabled(h0.device.type) and h0.is_floating_point() and c0.is_floating_point():
+            return h0.to(wanted), c0.to(wanted)                    # of a layer before, in less than float32
+        if not h0.dtype == c0.dtype == wanted:
+            raise ValueError(f"h_0 {h0.dtype} and c_0 {c0.dtype} must both be {wanted}, as the weights are")
+        return h0, c0
+
+    def _nothing(self, x: Tensor, h0: Tensor, c0: Tensor, with_state: bool):
+        """What comes of an empty batch."""
+        out = x.new_zeros(len(x), 0, self.output_size)
+        return out.transpose(0, 1) if self.batch_first else out, ((h0, c0) if with_state else None)
 
     def _layer(self, k: int, x: Tensor, h: Tensor, c: Tensor, lengths: Tensor | None, with_state: bool):
         """One layer: x (T, B, I), h and c (D, B, H) -> merged output, h_n and c_n (D, B, H)."""
@@ -260,7 +296,7 @@ class HLSTM(nn.Module):
         mats += [join(block for blocks, _ in layer for block in blocks) for layer in layers]
         biases = [join(w.bias for w in weights), *(join(b for _, b in layer) for layer in layers)] if self.bias else []
         x = join(xs, 2)
-        h, c = (s.transpose(0, 1).flatten(1) for s in (h, c))      # (B, D*H)
+        h, c = (s.transpose(0, 1).flatten(1).contiguous() for s in (h, c))                      # (B, D*H)
         ends = None if lengths is None else lengths - 1
         hs, cn, *_ = scan(x, h, c, mats, biases, [n.expand(*x.shape[:2], -1) for n in noise], D * len(self.widths),
                           self.activation, low, ends)              # bfloat16 under autocast
@@ -310,9 +346,15 @@ class HLSTM(nn.Module):
                          batch_first=self.batch_first, dropout=self.dropout, bidirectional=self.bidirectional)
         return _like(theirs, self)
 
+    def flatten_parameters(self) -> None:
+        """Nothing: for code that calls it on a `torch.nn.LSTM`."""
+
     def extra_repr(self) -> str:
-        text = f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, gate_layers={self.gate_layers}"
-        return text + (f", bidirectional, merge={self.merge}" if self.bidirectional else "")
+        told = {"num_layers": 1, "gate_layers": None, "gate_width": self.hidden_size, "activation": "relu",
+                "gate_dropout": 0.0, "gate_dropout_per": "sequence", "bias": True, "batch_first": False, "dropout": 0.0,
+                "bidirectional": False, "merge": "concat", "shared_hidden": False}
+        return ", ".join([f"{self.input_size}, {self.hidden_size}", *(
+            f"{name}={getattr(self, name)!r}" for name, usual in told.items() if getattr(self, name) != usual)])
 
 
 def _probe(x: Tensor, w: CellWeights) -> Tensor:
@@ -360,28 +402,35 @@ def _even(w: CellWeights, widths: Sequence[int]) -> CellWeights:
 
 
 def _like(module: nn.Module, other: nn.Module) -> nn.Module:
-    """Takes over the weights, their type and device, and the mode of a module with the same parameters."""
+    """Takes over the weights, their type and device, which of them learn, and the mode of a module with the same
+    parameters."""
     module.to(next(other.parameters())).load_state_dict(other.state_dict())
+    for name, p in other.named_parameters():
+        module.get_parameter(name).requires_grad_(p.requires_grad)
     return module.train(other.training)
 
 
 class HLSTMCell(nn.Module):
     """One H-LSTM cell for stepping, shaped like `torch.nn.LSTMCell`.
 
-    forward(x (B, I), (h, c) each (B, H) or None) -> new (h, c). Options: gate_layers, gate_width, activation,
-    gate_dropout (drawn anew each step), bias, shared_hidden, as `HLSTM`; `layer` is the one-layer `HLSTM` with the
-    weights. Raises ValueError for another option or a shape that does not fit.
+    forward(x (B, I), (h, c) each (B, H) or None) -> new (h, c); or (I) and (H), without a batch. Options: gate_layers,
+    gate_width, activation, gate_dropout (drawn anew each step), shared_hidden, device, dtype, as `HLSTM`; `layer` is
+    the one-layer `HLSTM` with the weights. Raises ValueError for an option of a whole layer, or a shape that does not
+    fit.
     """
 
-    def __init__(self, input_size: int, hidden_size: int, **options):
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, **options):
         super().__init__()
         unknown = options.keys() & {"num_layers", "batch_first", "dropout", "bidirectional", "merge",
                                     "gate_dropout_per"}
         if unknown:
             raise ValueError(f"a single cell takes no {', '.join(sorted(unknown))}")
-        self.layer = HLSTM(input_size, hidden_size, **options)
+        self.layer = HLSTM(input_size, hidden_size, bias=bias, **options)
 
     def forward(self, x: Tensor, hx=None) -> tuple[Tensor, Tensor]:
+        if x.dim() == 1:
+            h, c = self(x[None], None if hx is None else tuple(s[None] for s in hx))
+            return h[0], c[0]
         size, state = self.layer.input_size, (len(x), self.layer.hidden_size)
         h, c = hx if hx is not None else [x.new_zeros(state)] * 2
         if x.shape[1:] != (size,) or not h.shape == c.shape == state:

@@ -6,9 +6,11 @@ when a connection wakes it starts fresh. The file functions at the end store onl
 """
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -28,12 +30,13 @@ class ConnectionMasks:
         density: share of live connections, in (0, 1]: one number, or one for each pattern, {"*_hh_*": 0.2, "*": 0.5},
             of which the first that matches a name counts. Below 1 the diagonal lives, so that every row and every
             column keeps at least one and no neuron is left unconnected; the others are drawn at random (paper: sparse
-            seed).
+            seed). Where a parameter stacks matrices with inputs of their own (`HLSTM.blocks_in`), each has a diagonal.
         generator: torch.Generator for that draw.
         allocation: "uniform": each matrix has its density; "erdos-renyi-kernel": as many connections in all, but
             each matrix as many as its dimensions sum to, times a constant, so that small ones are denser (Evci et
             al., 2020). See `allocate`.
-    Raises ValueError where nothing matches, a density is missing or out of range, or the allocation is unknown.
+    Raises ValueError where a pattern matches nothing, a density is missing or out of range, or the allocation is
+    unknown.
     """
 
     def __init__(self, module: nn.Module, include: str | tuple[str, ...] = "*",
@@ -46,8 +49,12 @@ class ConnectionMasks:
             raise ValueError(f"no weight matrix matches {patterns}; there are: "
                              + ", ".join(n for n, p in module.named_parameters() if p.dim() >= 2))
         self.module, self.optimiser = module, None
-        live = allocate({name: p.shape for name, p in self.parameters.items()}, density, allocation)
-        self.masks = {name: scattered(p.shape, live[name], generator).to(p.device)
+        for pattern in [*patterns, *(density if isinstance(density, Mapping) else ())]:
+            if not any(fnmatch(name, pattern) for name in self.parameters):
+                raise ValueError(f"pattern {pattern!r} matches none of {', '.join(self.parameters)}")
+        self.blocks = blocks_of(module)
+        live = allocate({name: p.shape for name, p in self.parameters.items()}, density, allocation, self.blocks)
+        self.masks = {name: scattered(p.shape, live[name], generator, self.blocks.get(name, 1)).to(p.device)
                       for name, p in self.parameters.items()}
         self.apply_()
 
@@ -60,10 +67,16 @@ class ConnectionMasks:
 
     def attach(self, optimiser: torch.optim.Optimizer) -> None:
         """From now on `apply_` also clears the optimiser's moments of dormant connections. Raises ValueError for
-        torch.optim.Muon, which mixes the entries of a matrix, so that dormant weights would move."""
-        if isinstance(getattr(optimiser, "optimizer", optimiser), getattr(torch.optim, "Muon", ())):
-            raise ValueError("Muon mixes the entries of a matrix, and so moves dormant weights; choose another "
-                             "optimiser, such as AdamW")
+        torch.optim.Muon and LBFGS, whose steps mix the entries of a matrix, so that dormant weights would move, and for
+        an optimiser of other parameters."""
+        inner = getattr(optimiser, "optimizer", optimiser)
+        mixing = tuple(getattr(torch.optim, name) for name in ("Muon", "LBFGS") if hasattr(torch.optim, name))
+        if isinstance(inner, mixing):
+            raise ValueError(f"{type(inner).__name__} mixes the entries of a matrix, and so moves dormant weights; "
+                             "choose another optimiser, such as AdamW")
+        theirs = {id(p) for group in optimiser.param_groups for p in group["params"]}
+        if not any(id(p) in theirs for p in self.parameters.values()):
+            raise ValueError("the optimiser has none of the masked parameters; make it of this module's")
         self.optimiser = optimiser
 
     @torch.no_grad()
@@ -84,8 +97,10 @@ class ConnectionMasks:
         """Wakes the connections of one matrix where `new` (bool, shaped as it) is True; returns how many.
 
         Their weights start at zero or at `first` (one value for each, in order); nothing is left of an earlier life,
-        and the optimiser begins anew with the matrix.
+        and the optimiser begins anew with the matrix. Raises ValueError if `new` has another shape.
         """
+        if new.shape != self.masks[name].shape:
+            raise ValueError(f"{name} is {tuple(self.masks[name].shape)}, the mask of newcomers {tuple(new.shape)}")
         self.masks[name] |= new
         for tensor in self._tensors(name):
             keep_(tensor, ~new)
@@ -133,17 +148,39 @@ class ConnectionMasks:
         return {name: pack_bits(mask) for name, mask in self.masks.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Takes masks from `state_dict` and applies them. Raises ValueError if names or sizes differ."""
+        """Takes masks from `state_dict` and applies them. Raises ValueError if names or sizes differ; the shape itself
+        is not in the state. The optimiser's moments are the caller's matter: see `restart_`."""
         if state.keys() != self.masks.keys():
             raise ValueError(f"masks for {sorted(state)} do not fit a module with {sorted(self.masks)}")
-        self.masks = {name: unpack_bits(state[name], mask.shape).to(mask.device) for name, mask in self.masks.items()}
+        found = {}
+        for name, mask in self.masks.items():
+            try:
+                found[name] = unpack_bits(state[name], mask.shape).to(mask.device)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        self.masks = found
         self.apply_()
 
 
-def live_count(shape: torch.Size, density: float) -> int:
-    """Live connections of a matrix at that density: round(density * size), but enough to meet each row and column."""
+def blocks_of(module: nn.Module) -> dict[str, int]:
+    """Name -> how many matrices with inputs of their own a parameter stacks, as modules with `blocks_in` say."""
+    return {f"{path}.{own}".lstrip("."): part.blocks_in(own) for path, part in module.named_modules()
+            if hasattr(part, "blocks_in") for own in part._parameters}
+
+
+def diagonals(shape: Sequence[int], blocks: int = 1) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the diagonals of `blocks` matrices that stand above each other, each wrapped around its
+    shorter side, so that it meets each row and column of its block."""
+    n, columns = shape[0] // blocks, math.prod(shape[1:])
+    k = torch.arange(max(n, columns))
+    return (torch.arange(blocks)[:, None] * n + k % n).flatten(), (k % columns).repeat(blocks)
+
+
+def live_count(shape: torch.Size, density: float, blocks: int = 1) -> int:
+    """Live connections of a matrix at that density: round(density * size), but enough to meet each row and column, of
+    each of the `blocks` that it stacks."""
     rows, columns = shape[0], int(np.prod(shape[1:]))
-    return max(round(density * rows * columns), rows, columns)
+    return max(round(density * rows * columns), rows, blocks * columns)
 
 
 def density_of(name: str, density: float | Mapping[str, float]) -> float | None:
@@ -154,7 +191,7 @@ def density_of(name: str, density: float | Mapping[str, float]) -> float | None:
 
 
 def allocate(shapes: Mapping[str, torch.Size], density: float | Mapping[str, float],
-             allocation: str = "uniform") -> dict[str, int]:
+             allocation: str = "uniform", blocks: Mapping[str, int] = MappingProxyType({})) -> dict[str, int]:
     """Name -> live connections, for matrices of these shapes (see `ConnectionMasks`).
 
     "uniform" is `live_count` of each. "erdos-renyi-kernel" shares out the sum of these, exactly, in proportion to
@@ -163,14 +200,15 @@ def allocate(shapes: Mapping[str, torch.Size], density: float | Mapping[str, flo
     densities = {name: density_of(name, density) for name in shapes}
     for name, d in densities.items():
         if d is None or not 0 < d <= 1:
-            raise ValueError(f"density {d} of {name} must lie in (0, 1]")
-    live = {name: live_count(shape, densities[name]) for name, shape in shapes.items()}
+            raise ValueError(f"no density is given for {name}" if d is None else
+                             f"density {d} of {name} must lie in (0, 1]")
+    live = {name: live_count(shape, densities[name], blocks.get(name, 1)) for name, shape in shapes.items()}
     if allocation == "uniform":
         return live
     if allocation != "erdos-renyi-kernel":
         raise ValueError(f"allocation={allocation!r}: choose 'uniform' or 'erdos-renyi-kernel'")
     share = np.array([sum(shape) for shape in shapes.values()])
-    least = np.array([live_count(shape, 0) for shape in shapes.values()])
+    least = np.array([live_count(shape, 0, blocks.get(name, 1)) for name, shape in shapes.items()])
     most = np.array([int(np.prod(shape)) for shape in shapes.values()])
     low, high, total = 0.0, float(most.max()), sum(live.values())
     for _ in range(100):                                           # the constant, by halving
@@ -183,16 +221,14 @@ def allocate(shapes: Mapping[str, torch.Size], density: float | Mapping[str, flo
     return dict(zip(shapes, counts.tolist()))
 
 
-def scattered(shape: torch.Size, live: int, generator: torch.Generator | None = None) -> Tensor:
-    """A boolean mask with so many live entries: the diagonal, which meets each row and column, and others at random."""
+def scattered(shape: torch.Size, live: int, generator: torch.Generator | None = None, blocks: int = 1) -> Tensor:
+    """A boolean mask with so many live entries: the diagonal, which meets each row and column (of each block), and
+    others at random."""
     rows, columns = shape[0], int(np.prod(shape[1:]))
     if live == rows * columns:
         return torch.ones(shape, dtype=torch.bool)
     mask = torch.zeros(rows, columns, dtype=torch.bool)
-    # The diagonal, wrapped around the shorter side, meets every row and column. It is kept in every seed, since
-    # an H-LSTM starts with ones there.
-    k = torch.arange(max(rows, columns))
-    mask[k % rows, k % columns] = True
+    mask[diagonals(shape, blocks)] = True                          # in every seed: an H-LSTM starts with ones there
     missing = live - int(mask.sum())
     if missing > 0:
         dormant = (~mask).flatten().nonzero().squeeze(1)
@@ -262,9 +298,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
 def save_model(path: Path, module: nn.Module, masks: ConnectionMasks | None, metadata: dict) -> None:
     """Stores a trained module: matrices in float16, of masked ones a bit mask and the live values; the rest as is.
 
-    Written atomically. Raises ValueError if a matrix holds values that float16 cannot (infinite, or beyond 65504).
+    Written atomically. Raises ValueError if a matrix holds values that float16 cannot (infinite, or beyond 65504), or
+    if there are masks of matrices that the module lacks, such as those of a part of it.
     """
     tensors = {}
+    if strange := (masks.masks.keys() if masks is not None else set()) - module.state_dict().keys():
+        raise ValueError(f"{path}: masks of {min(strange)}, which the module lacks; make them of the whole module")
     for name, tensor in module.state_dict().items():
         if tensor.dim() >= 2 and tensor.is_floating_point():
             tensor = tensor.half()

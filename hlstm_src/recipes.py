@@ -17,7 +17,8 @@ from .audio import ALPHABET
 from .deepspeech2 import bins_left
 from .lstm import HLSTM
 from .masks import live_count
-from .profiles import Captions, Speech, Toy, profile
+from .profiles import Captions, Speech, Toy
+from .profiles import profile as sizes_of
 from .toy import Interlock, ToyModel
 from .training import Settings
 
@@ -61,7 +62,7 @@ def _recogniser(s: Speech, title: str, cell: str = "hlstm", layers: int = 3, riv
     sizes = [p.numel() for p in whole.parameters()]
     density = s.fast if fast else s.accurate
     if medium:
-        wide = profile("wide").speech
+        wide = sizes_of("wide").speech
         left = rivals.parameters_left(_layers(wide, "lstm", 5)) / wide.compression
         density = min(density, (left - len(sizes)) / sum(sizes))
     if compact:                                                    # each matrix rounds by half a unit at most
@@ -231,11 +232,11 @@ _CAPTIONERS |= _named(_captioner, "nt-compact-", "NeuralTalk, H-LSTM x1, compact
 CATALOGUE |= _CAPTIONERS | {f"{name}-flowers": _CAPTIONERS[name] for name in TWICE}
 
 
-def recipe(name: str, profile_name: str) -> Recipe:
+def recipe(name: str, profile: str) -> Recipe:
     """The recipe of an experiment in a profile. Raises ValueError that lists the names."""
     if name not in CATALOGUE:
         raise ValueError(f"experiment {name!r}: choose one of {', '.join(CATALOGUE)}")
-    p = profile(profile_name)
+    p = sizes_of(profile)
     if name.startswith("nt-"):
         return CATALOGUE[name]((p.flowers if name.endswith("-flowers") else None) or p.captions)
     return CATALOGUE[name](p.toy if name.startswith("toy-") else p.speech)

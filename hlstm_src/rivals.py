@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .growprune import Gradients, best_dormant, check, grow, prune_to, sleep
 from .masks import ConnectionMasks, random_scores, seeded
-from .schedule import Dense, Event, GrowPruneSchedule, between
+from .schedule import GROWTHS, Dense, Event, GrowPruneSchedule, between
 
 RIVALS = {
     "dense": "all connections, all epochs: what sparsity is measured against",
@@ -62,7 +62,9 @@ def rival(name: str, *, epochs: int, density: float | Mapping[str, float], seed_
         raise ValueError(f"{name} takes one density; only gradual and gp-gradual take several")
     if structure and name in ("set", "rigl"):
         raise ValueError(f"{name} rewires single connections; it takes no structure")
-    if rounds < 1 or train < 1:
+    if not (0 <= train_share <= 1 and 0 < seed_density <= 1):
+        raise ValueError(f"train_share {train_share} must lie in [0, 1] and seed_density {seed_density} in (0, 1]")
+    if (rounds < 1 or train < 1) and not (gradual or name in ("dense", "small-dense", "set", "rigl")):
         raise ValueError(f"{epochs} epochs are too few for {rounds} rounds of pruning, which must be at least 1")
     if name.startswith("gp") and seed_density < max(densities):
         raise ValueError(f"a seed of density {seed_density} cannot be pruned to {density}; choose a denser seed")
@@ -112,6 +114,11 @@ class Gradual(Dense):
     top: float = 1.0           # density before the first pruning
 
     def __post_init__(self):
+        super().__post_init__()
+        check("growth_ratio", self.growth_ratio, self.per, self.structure)
+        goals = self.density.values() if isinstance(self.density, Mapping) else [self.density]
+        if not all(0 < d <= 1 for d in goals):
+            raise ValueError(f"density {self.density} must lie in (0, 1]")
         self._start = max(int(self.first * self.epochs), self.growth_epochs)
         self._stop = int(self.last * self.epochs)
         if not 0 <= self._start < self._stop < self.epochs:
@@ -119,7 +126,6 @@ class Gradual(Dense):
                              + f", {self.growth_epochs} of growth before them" * (self.growth_epochs > 0))
         if self.growth_epochs < 0:
             raise ValueError(f"growth_epochs {self.growth_epochs} must be at least 0")
-        check("growth_ratio", self.growth_ratio, self.per)
 
     @property
     def growing(self) -> bool:
@@ -160,6 +166,12 @@ class Rewiring(Dense):
     absolute: bool = False
     seed: int = 0
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.growth not in GROWTHS:
+            raise ValueError(f"growth={self.growth!r}: choose one of {GROWTHS}")
+        check("share", self.share, "matrix")
+
     @property
     def growing(self) -> bool:
         return self.growth == "gradient" and self._moves(self.at + 1) > 0
@@ -175,6 +187,8 @@ class Rewiring(Dense):
         if share == 0:
             return None
         for name in masks.masks:
+            if not masks.parameters[name].requires_grad:           # frozen
+                continue
             n = sleep(masks, [name], round(share * int(masks.masks[name].sum())))
             p = masks.parameters[name]
             scores = gradients.sums[name].abs() if self.growth == "gradient" else random_scores(p, generator)
@@ -201,6 +215,8 @@ class Rewinding(Dense):
     past: int = 0              # epochs of the stretches before
 
     def __post_init__(self):
+        super().__post_init__()
+        check("density", self.density, self.per, self.structure)
         if not 1 <= self.rewind <= self.epochs // (self.rounds + 1):
             raise ValueError(f"{self.epochs} epochs in {self.rounds + 1} stretches leave no epoch {self.rewind} "
                              "to rewind to; train longer or in fewer rounds")

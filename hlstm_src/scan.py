@@ -73,6 +73,7 @@ def scan(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], biases: list[Te
         recur = product(hh, D, B, T)
         layers = [product(w, stacks, B, T, bias) for w, bias in zip(behind, others)]
     room = c.new_empty(steps, B, D * H)                            # for c of a stretch
+    cn.copy_(c)
     for start, before in zip(range(0, T, steps), starts):
         here = slice(start, start + steps)
         projected = project(x[here].to(low).flatten(0, 1)).view(-1, B, len(ih))

@@ -37,7 +37,7 @@ class Event:
 
 @dataclass
 class Dense:
-    """The schedule that neither grows nor prunes: `epochs` epochs in one stretch."""
+    """The schedule that neither grows nor prunes: `epochs` epochs in one stretch. Raises ValueError for less than 1."""
     epochs: int
     phase: str = "dense"
     at: int = 0                # epochs done of the present stretch
@@ -45,6 +45,10 @@ class Dense:
     growing: ClassVar[bool] = False
     absolute: ClassVar[bool] = False                       # see GrowPruneSchedule, as for the next
     growth_batches: ClassVar[int | None] = None
+
+    def __post_init__(self):
+        if not isinstance(self.epochs, Integral) or self.epochs < 1:
+            raise ValueError(f"epochs {self.epochs} must be a whole number and at least 1")
 
     @property
     def length(self) -> int:
@@ -118,12 +122,14 @@ class GrowPruneSchedule:
     done: bool = False
 
     def __post_init__(self):
-        if self.growth_epochs > self.train_epochs:
-            raise ValueError(f"growth_epochs {self.growth_epochs} exceed train_epochs {self.train_epochs}")
         for name in ("train_epochs", "retrain_epochs", "growth_epochs", "rounds", "final_epochs", "patience"):
             least = int(name in ("train_epochs", "retrain_epochs"))
             if not isinstance(getattr(self, name), Integral) or getattr(self, name) < least:
                 raise ValueError(f"{name} {getattr(self, name)} must be a whole number and at least {least}")
+        if self.growth_epochs > self.train_epochs:
+            raise ValueError(f"growth_epochs {self.growth_epochs} exceed train_epochs {self.train_epochs}")
+        if self.tolerance is not None and not self.tolerance == self.tolerance:
+            raise ValueError("tolerance must be a number, or None for no floor")
         check("growth_ratio", self.growth_ratio, self.per)
         check("prune_ratio", self.prune_ratio, self.per, self.structure)
         if self.init not in INITS:
@@ -132,10 +138,13 @@ class GrowPruneSchedule:
             raise ValueError(f"growth={self.growth!r}: choose one of {GROWTHS}")
         if self.density is not None and not 0 < self.density <= 1:
             raise ValueError(f"density {self.density} must lie in (0, 1]")
+        if self.density is not None and self.rounds == 0:
+            raise ValueError(f"density {self.density} is reached in rounds of pruning, of which there are none")
         if self.density is not None and self.patience:
             raise ValueError("patience halves prune_ratio, which a density leaves no room for; choose one of the two")
-        if self.growth_batches is not None and self.growth_batches < 1:
-            raise ValueError(f"growth_batches {self.growth_batches} must be at least 1, or None for all")
+        if self.growth_batches is not None and not (isinstance(self.growth_batches, Integral) and
+                                                    self.growth_batches >= 1):
+            raise ValueError(f"growth_batches {self.growth_batches} must be at least 1 and whole, or None for all")
         self._good: dict[str, Tensor] = {}
         if self.growth_epochs == 0:
             self.phase = "train"
@@ -232,11 +241,8 @@ class GrowPruneSchedule:
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): t for k, t in self._good.items() if k.startswith(prefix)}
         masks.module.load_state_dict(part("weight."))
-        before = masks.masks
         masks.load_state_dict(part("mask."))
-        for name, mask in masks.masks.items():                     # whoever comes back has no moments
-            if (mask & ~before[name]).any():
-                masks.restart_(name)
+        masks.restart_()                                           # moments are of the weights that failed
 
     def state_dict(self) -> tuple[dict, dict[str, Tensor]]:
         """(plain values, tensors of the last good model)."""

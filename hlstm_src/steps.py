@@ -2,9 +2,9 @@
 
 A step multiplies a few rows by some hundred thousand weights and does little else, twice. Called from Python, either
 product takes longer to begin than to do. Here both are the compiled ones of products.py, and between them stands the
-element-wise work of gates.py. `scan` uses this where processor and sizes allow it; it says the same, to rounding.
-Several threads share the rows of all work, or else the columns of products (`shares`), with the same bits as one; in
-the latter case they wait for each other (team.py).
+element-wise work of gates.py. `scan` uses this where processor and sizes allow it; it says the same, to 1e-7 as
+gates.py does. Several threads share the rows of all work, or else the columns of products (`shares`), with the same
+bits as one; in the latter case they wait for each other (team.py).
 
 Products take P rows, a multiple of 16; those behind the batch mean nothing.
 

@@ -8,6 +8,7 @@ over them before growth sees them, and the first process scores for all, so that
 everywhere.
 """
 
+import json
 import math
 import signal
 import sys
@@ -29,6 +30,8 @@ from .growprune import Gradients
 from .library import has_bfloat16
 from .masks import ConnectionMasks, load_tensors, save_tensors
 from .schedule import Dense, Event, GrowPruneSchedule
+
+PRECISIONS = "bf16", "fp32"
 
 
 class TrainingError(UserError):
@@ -57,10 +60,16 @@ class Settings:
                                    # the square roots of the plain one are slow
     accumulate: int = 1            # batches whose mean gradient makes one step: as one batch, if they are equal parts
 
+    def __post_init__(self):
+        if self.accumulate < 1 or self.decay_epochs < 1:
+            raise ValueError(f"accumulate {self.accumulate} and decay_epochs {self.decay_epochs} must be at least 1")
+
 
 def accelerator(precision: str = "fp32") -> Accelerator:
     """Device and precision, chosen by accelerate: a GPU where there is one, and single precision on a processor that
-    lacks the instructions for bfloat16."""
+    lacks the instructions for bfloat16. Raises ValueError for another precision than bf16 and fp32."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
     able = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else has_bfloat16()
     wanted = "bf16" if precision == "bf16" and able else "no"
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != wanted:
@@ -80,19 +89,27 @@ class Trainer:
 
     After `train()`: `history` (one row an epoch), `phases` (one row for each growth, pruning or restoring),
     `seconds`. With `checkpoint`, a file is kept there after each epoch and on Ctrl-C, and found again by the next
-    call; `key` ties it to a recipe, and a checkpoint of another key is set aside. `after_epoch(trainer)` is called at
-    the end of each epoch, when the schedule has grown or pruned, for those who look on.
+    call; `key` ties it to a recipe, and a checkpoint of another key, schedule, settings or shapes is set aside.
+    `after_epoch(trainer)` is called at the end of each epoch, when the schedule has grown or pruned, for those who look
+    on. Raises ValueError for masks of another module, none for a schedule that prunes, or patience with one.
     """
 
     def __init__(self, model: nn.Module, task, schedule: Dense | GrowPruneSchedule, settings: Settings, *,
                  masks: ConnectionMasks | None = None, seed: int = 0, checkpoint: Path | None = None, key: str = "",
                  name: str = "training", progress: bool = True, after_epoch: Callable[["Trainer"], None] | None = None):
+        if masks is None and type(schedule) is not Dense:
+            raise ValueError(f"{type(schedule).__name__} grows or prunes, and so takes masks")
+        if masks is not None and masks.module is not model:
+            raise ValueError("masks must be those of the whole model, such as ConnectionMasks(model, 'rnn.*'): who "
+                             "stores or restores the model must find them by its names")
         self.task, self.schedule, self.settings, self.masks, self.seed = task, schedule, settings, masks, seed
         self.checkpoint, self.key, self.name, self.progress = checkpoint, key, name, progress
         self.after_epoch = after_epoch
         self.accelerator, self.model = accelerator(settings.precision), model
         self.precision = "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32"      # what it came to
         self.parameters = list(model.parameters())
+        asked = [asdict(schedule), asdict(settings), {name: t.shape for name, t in model.state_dict().items()}]
+        self.asked = json.loads(json.dumps(asked))                 # what a checkpoint must have been asked for, too
         self.optimiser = torch.optim.AdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay,
                                            fused=settings.fused or None)
         if masks is not None:
@@ -164,8 +181,10 @@ class Trainer:
             return None
         self.schedule.done = True
         self.model.load_state_dict(self.good)
-        live = sum(p.numel() for p in self.parameters)
-        return Event("dense", 1.0, live, note=f"ended; weights of epoch {self.best[1] + 1} came back")
+        note = f"ended; weights of epoch {self.best[1] + 1} came back"
+        if self.masks is not None:
+            return Event.now("dense", self.masks, note=note)
+        return Event("dense", 1.0, sum(p.numel() for p in self.parameters), note=note)
 
     def _share(self, batches: list) -> list:
         """This process's part of an epoch's batches, as many for each; a rest that cannot be shared out is left."""
@@ -248,13 +267,13 @@ class Trainer:
         if self.checkpoint is None or not self.accelerator.is_main_process:
             return
         schedule, good = self.schedule.state_dict()
-        groups = {"model": self.model.state_dict(), "gradients": self.gradients.sums, "good": good, "best": self.good,
-                  "masks": self.masks.state_dict() if self.masks else {}}
+        groups = {"model": self.model.state_dict(), "gradients": self.gradients.sums, "schedule": good,
+                  "best": self.good, "masks": self.masks.state_dict() if self.masks else {}}
         for k, p in enumerate(self.parameters):
             groups[f"optimiser.{k}"] = self.optimiser.state.get(p, {})
         tensors = {f"{group}/{name}": t for group, part in groups.items() for name, t in part.items()}
         plain = ("epoch", "batch", "step", "lr", "loss_sum", "seconds", "epoch_seconds", "history", "phases", "best",
-                 "key")
+                 "key", "asked")
         save_tensors(self.checkpoint, tensors, {"schedule": schedule} | {name: getattr(self, name) for name in plain})
 
     def _resume(self) -> None:
@@ -262,10 +281,10 @@ class Trainer:
             tensors, state = load_tensors(self.checkpoint)
         except ValueError:
             raise TrainingError(f"{self.checkpoint}: damaged or no checkpoint; delete it to start anew") from None
-        if state.get("key") != self.key:
+        if state.get("key") != self.key or state.get("asked") != self.asked:
             old = self.checkpoint.with_suffix(".old")
             self.checkpoint.replace(old)
-            return print(f"{self.checkpoint}: of another recipe, corpus or code; set aside as {old.name}, "
+            return print(f"{self.checkpoint}: of another recipe, model, corpus or code; set aside as {old.name}, "
                          "starting anew", file=sys.stderr)
 
         def part(group: str) -> dict:
@@ -279,7 +298,7 @@ class Trainer:
                 self.optimiser.state[p] = {n: t if n in stays else t.to(p.device) for n, t in moments.items()}
         if self.masks is not None:
             self.masks.load_state_dict(part("masks"))
-        self.schedule.load_state_dict(state.pop("schedule"), part("good"))
+        self.schedule.load_state_dict(state.pop("schedule"), part("schedule"))
         self.good = part("best")
         self.__dict__.update(state)
 

@@ -428,7 +428,7 @@ def test_with_patience_a_broken_floor_is_tried_again_from_the_last_good_network_
     assert [e.note[:7] for e in run.events[6::2] if e][:3] == ["round 2"] * 3
 
 
-def test_who_comes_back_after_an_undone_round_starts_with_a_fresh_optimiser():
+def test_after_an_undone_round_the_optimiser_begins_anew_with_every_parameter():
     for patience, phase in ((0, "final"), (1, "prune")):
         run = Run(GrowPruneSchedule(**STORY | dict(patience=patience)), [30, 20, 10, 99, 50])
         optimiser = torch.optim.AdamW(run.model.parameters())
@@ -437,19 +437,7 @@ def test_who_comes_back_after_an_undone_round_starts_with_a_fresh_optimiser():
             run.step()
             optimiser.step()
             counts = [optimiser.state[p]["step"].item() for p in run.model.parameters()]
-        assert run.schedule.phase == phase and counts == [1, 5, 5, 5, 1, 5]
-
-
-def test_a_matrix_that_lost_nobody_in_an_undone_round_keeps_its_optimiser():
-    run = Run(GrowPruneSchedule(**STORY | dict(per="global", growth_epochs=0)), [30, 20, 10, 99, 50])
-    run.model[2].weight.data.mul_(1000)                                 # all that is small lies in the first matrix
-    optimiser = torch.optim.AdamW(run.model.parameters())
-    run.masks.attach(optimiser)
-    for _ in range(5):
-        run.step()
-        optimiser.step()
-    steps = [optimiser.state[p]["step"].item() for p in run.masks.parameters.values()]
-    assert not run.events[4].kept and steps[0] == 1 < steps[1]
+        assert run.schedule.phase == phase and counts == [1] * 6
 
 
 def test_for_higher_scores_everything_is_mirrored():
@@ -563,3 +551,32 @@ def test_the_dense_schedule_only_counts_epochs():
         resumed.load_state_dict(*schedule.state_dict())
         assert resumed == schedule
     assert schedule.done
+
+
+def test_a_frozen_matrix_grows_nothing_and_stops_nobody():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4))
+    net[0].weight.requires_grad_(False)
+    masks = ConnectionMasks(net, density=0.5, generator=torch.Generator().manual_seed(0))
+    before = masks.masks["0.weight"].clone()
+    net(torch.randn(3, 6)).square().sum().backward()
+    for per in ("matrix", "global"):
+        grow(masks, {n: p.grad for n, p in masks.parameters.items() if p.grad is not None}, 0.1, per=per)
+        assert masks.masks["0.weight"].equal(before)
+    assert masks.density("1.weight") > 0.5
+    net[1].weight.requires_grad_(False)
+    assert grow(masks, {}, 0.1, per="global") == 0
+
+
+@pytest.mark.parametrize("options, words", [
+    (dict(rounds=0, density=0.1), "of which there are none"), (dict(tolerance=float("nan")), "tolerance must be"),
+    (dict(growth_batches=1.5), "growth_batches 1.5 .* whole"), (dict(train_epochs="4"), "train_epochs 4 must be")])
+def test_a_schedule_that_cannot_be_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        GrowPruneSchedule(**dict(train_epochs=4) | options)
+
+
+@pytest.mark.parametrize("epochs", [0, -3, 2.5])
+def test_dense_training_takes_whole_epochs(epochs):
+    with pytest.raises(ValueError, match=f"epochs {epochs} must be a whole number"):
+        Dense(epochs)

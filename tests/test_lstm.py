@@ -535,8 +535,9 @@ def test_new_hidden_layers_hand_each_unit_on_to_one_gate(width):
         bound = width ** -0.5 if name.startswith("weight_gate") else 0.1
         ones = torch.zeros_like(p)
         if name.startswith("weight_gate"):
-            for k in range(max(p.shape)):
-                ones[k % p.shape[0], k % p.shape[1]] = 1
+            for block in ones.chunk(4):                            # a stack each
+                for k in range(max(block.shape)):
+                    block[k % block.shape[0], k % block.shape[1]] = 1
         assert 0.9 * bound < (p - ones).abs().max() <= bound + 1e-6 and abs((p - ones).mean()) < 0.2 * bound
     square = HLSTM(50, 100, activation="tanh")
     assert all((rows - torch.eye(100)).abs().max() <= 0.1 + 1e-6 for rows in square.weight_gate1_l0.chunk(4))
@@ -644,11 +645,79 @@ def test_stepping_a_cell_is_running_the_layer(options):
     close(state, [hn[0], cn[0]], 1e-12)
 
 
+def test_a_cell_takes_what_pytorchs_cell_takes():
+    cell, theirs = HLSTMCell(*SIZES, False, gate_layers=0), nn.LSTMCell(*SIZES, False)
+    theirs.load_state_dict({name.removesuffix("_l0"): p for name, p in cell.layer.state_dict().items()})
+    x, h, c = torch.randn(SIZES[0]), torch.randn(SIZES[1]), torch.randn(SIZES[1])          # without a batch
+    close(cell(x, (h, c)), theirs(x, (h, c)), 1e-6)
+    close(cell(x), theirs(x), 1e-6)
+
+
 def test_a_cell_drops_hidden_units_in_training_only():
     cell, x = HLSTMCell(*SIZES, gate_dropout=0.5), torch.randn(BATCH, SIZES[0])
     assert not cell(x)[0].equal(cell(x)[0])
     cell.eval()
     assert cell(x)[0].equal(cell(x)[0])
+
+
+# What else torch.nn.LSTM takes -------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("gate_layers", [0, 1])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_an_empty_batch_comes_to_nothing(gate_layers, batch_first):
+    layer, theirs = (make(*SIZES, 2, batch_first=batch_first, bidirectional=True) for make in (
+        lambda *sizes, **options: HLSTM(*sizes, gate_layers=gate_layers, **options), nn.LSTM))
+    x = torch.randn((0, STEPS, 3) if batch_first else (STEPS, 0, 3))
+    (y, (h, c)), (wanted, (wanted_h, _)) = layer(x), theirs(x)
+    assert y.shape == wanted.shape and h.shape == c.shape == wanted_h.shape
+
+
+@pytest.mark.parametrize("options", [dict(bidirectional=True), dict(bidirectional=True, shared_hidden=True), {}])
+@pytest.mark.parametrize("hidden", [1, 2, 32])
+def test_any_width_and_any_layout_of_the_states_will_do(options, hidden):
+    """One unit, too; and states that lie otherwise in memory, with gradients."""
+    torch.manual_seed(1)
+    layer = HLSTM(SIZES[0], hidden, **options)
+    states = [torch.randn(layer.directions, hidden, BATCH, requires_grad=True) for _ in range(2)]
+    x = torch.randn(STEPS, BATCH, SIZES[0], requires_grad=True)
+    wanted = [x, *states, *layer.parameters()]
+    found = layer(x, tuple(s.transpose(1, 2) for s in states))
+    twin = copy.deepcopy(layer).double()
+    doubles = [t.detach().double().requires_grad_() for t in (x, *states)]
+    theirs = twin(doubles[0], tuple(s.transpose(1, 2) for s in doubles[1:]))
+    close([found[0].double(), found[1][0].double()], [theirs[0], theirs[1][0]], 1e-6)
+    close([g.double() for g in gradients([found[0], *found[1]], wanted)],
+          gradients([theirs[0], *theirs[1]], [*doubles, *twin.parameters()]), 1e-5)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize("gate_layers", [0, 1])
+def test_lengths_may_be_whole_numbers_of_any_kind(kind, gate_layers):
+    layer, x = HLSTM(*SIZES, gate_layers=gate_layers, bidirectional=True), torch.randn(STEPS, BATCH, SIZES[0])
+    found, wanted = layer(x, lengths=LENGTHS.to(kind)), layer(x, lengths=LENGTHS)
+    assert found[0].equal(wanted[0]) and found[1][0].equal(wanted[1][0])
+
+
+def test_states_of_a_layer_before_may_be_bfloat16_under_autocast():
+    layer, x, s = HLSTM(*SIZES), torch.randn(STEPS, BATCH, SIZES[0]), torch.randn(1, BATCH, SIZES[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        y, (h, c) = layer(x, (s.bfloat16(), s.bfloat16()))
+    assert y.dtype == h.dtype == c.dtype == torch.float32
+    with pytest.raises(ValueError, match="h_0 torch.bfloat16"):
+        layer(x, (s.bfloat16(), s.bfloat16()))
+
+
+def test_type_device_and_what_learns_go_along():
+    layer = HLSTM(*SIZES, gate_layers=0, dtype=torch.float64, device="cpu")
+    assert all(p.dtype == torch.float64 for p in layer.parameters())
+    layer.flatten_parameters()
+    layer.bias_hh_l0.requires_grad_(False)
+    for twin in (layer.to_lstm(), HLSTM.from_lstm(layer.to_lstm())):
+        assert [p.requires_grad for p in twin.parameters()] == [p.requires_grad for p in layer.parameters()]
+    text = repr(HLSTM(4, 6, gate_width=8, activation="tanh", shared_hidden=True))
+    assert text == "HLSTM(4, 6, gate_layers=1, gate_width=8, activation='tanh', shared_hidden=True)"
+    with pytest.raises(TypeError, match="float"):
+        HLSTM(4, 6.0)
 
 
 # Bad arguments ----------------------------------------------------------------------------------------------
@@ -660,7 +729,8 @@ def test_a_cell_drops_hidden_units_in_training_only():
     (dict(gate_width=dict(f=1, i=2, o=3, c=4)), "order f, i, o, g"), (dict(gate_width=(1, 2, 3, 0)), "at least 1"),
     (dict(gate_width=(1, 2, 3, 4), shared_hidden=True), "shared"), (dict(gate_dropout_per="batch"), "'batch'.*step"),
     (dict(num_layers=0), "num_layers"),
-    (dict(dropout=1.0), "dropout"), (dict(gate_dropout=-0.1), "gate_dropout")])
+    (dict(dropout=1.1), "dropout"), (dict(gate_dropout=1.0), "gate_dropout"),
+    (dict(gate_dropout=-0.1), "gate_dropout")])
 def test_bad_options_are_refused_by_name(options, words):
     with pytest.raises(ValueError, match=words):
         HLSTM(*SIZES, **options)
@@ -677,7 +747,9 @@ X, S = torch.zeros(STEPS, BATCH, 3), torch.zeros(2, BATCH, 4)
 
 @pytest.mark.parametrize("args, words", [
     ((X[..., :2],), r"\(6, 3, 2\).*input_size=3"), ((X[None],), r"\(1, 6, 3, 3\)"), ((X[0, 0],), r"input \(3,\)"),
-    ((X[:0],), r"\(0, 3, 3\)"), ((X[:, :0],), r"\(6, 0, 3\)"),
+    ((X[:0],), r"\(0, 3, 3\)"), ((X[:0, 0],), r"\(0, 3\)"), ((X, S), "a pair"),
+    ((X, (S.double(), S)), r"h_0 torch.float64 and c_0 torch.float32"), ((X, (S, S.int())), "c_0 torch.int32"),
+    ((pack_padded_sequence(X, [6, 6, 2]), None, torch.tensor([6, 6, 2])), "leave `lengths` out"),
     ((pack_padded_sequence(X[..., :2], [6, 6, 2]),), r"input_size=3"),
     ((X, (S[:1], S)), r"h_0 \(1, 3, 4\).*\(2, 3, 4\)"), ((X, (S, S[:, :2])), r"c_0 \(2, 2, 4\)"),
     ((X[:, 0], (S, S)), r"h_0"),
@@ -695,7 +767,7 @@ def test_a_cell_refuses_what_it_cannot_do():
         with pytest.raises(ValueError, match=next(iter(option))):
             HLSTMCell(*SIZES, **option)
     cell = HLSTMCell(*SIZES)
-    for args in ((X[0, 0],), (X[0, :, :2],), (X[0], (S[0, :2], S[0, :2])), (X[0], (S[0], S[0, :, :3]))):
+    for args in ((X[0, 0, :2],), (X[0, :, :2],), (X[0], (S[0, :2], S[0, :2])), (X[0], (S[0], S[0, :, :3]))):
         with pytest.raises(ValueError, match=r"expected \(B, 3\) and twice \(B, 4\)"):
             cell(*args)
 

@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hlstm_src import HLSTM, ConnectionMasks, grow, masks, prune
-from hlstm_src.growprune import Gradients
+from hlstm_src.growprune import Gradients, prune_to
 from hlstm_src.masks import (
     allocate,
+    diagonals,
     keep_,
     live_count,
     load_model,
@@ -103,12 +104,55 @@ def test_densities_can_be_given_by_name(net):
     made = ConnectionMasks(net, "*", {"*_hh_*": 0.5, "rnn.*": 0.75, "conv*": 1.0}, torch.Generator().manual_seed(0))
     assert made.density("rnn.weight_hh_l0_reverse") == 0.5 and made.density("convolution.weight") == 1
     assert made.density("rnn.weight_ih_l0") == made.density("rnn.weight_gate1_l0") == 0.75
-    with pytest.raises(ValueError, match="density None of convolution.weight"):
+    with pytest.raises(ValueError, match="no density is given for convolution.weight"):
         ConnectionMasks(net, "*", {"rnn.*": 0.5})
     with pytest.raises(ValueError, match="density 2 of rnn.weight_ih_l0"):
         ConnectionMasks(net, "*", {"*_ih_*": 2, "*": 0.5})
+    with pytest.raises(ValueError, match="pattern 'wieght_\\*' matches none of .*convolution.weight"):
+        ConnectionMasks(net, "*", {"wieght_*": 0.3, "*": 0.5})
+    with pytest.raises(ValueError, match="pattern 'typo\\*'"):
+        ConnectionMasks(net, ("rnn.*", "typo*"))
     with pytest.raises(ValueError, match="allocation='random'.*'erdos-renyi-kernel'"):
         ConnectionMasks(net, "*", 0.5, allocation="random")
+
+
+@pytest.mark.parametrize("options", [dict(gate_width=24), dict(gate_width=5), dict(gate_width=16, gate_layers=2),
+                                     dict(gate_width=16, shared_hidden=True), dict(gate_width=(6, 7, 8, 9))])
+def test_in_a_sparse_gate_every_hidden_unit_hears_and_is_heard(options):
+    """Each stack's block of a layer behind a hidden one meets all its rows and columns, whatever the widths."""
+    layer = HLSTM(4, 6, **options)
+    fresh = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    masks = ConnectionMasks(layer, density=0.02, generator=torch.Generator().manual_seed(0))
+    prune_to(masks, 0.02)                                          # asks for no fewer than the seed has
+    for name, mask in masks.masks.items():
+        blocks = mask.chunk(len(layer.widths)) if name.startswith("weight_gate") and not layer.uneven else [mask]
+        assert all(block.any(0).all() and block.any(1).all() for block in blocks)
+        assert int(mask.sum()) == live_count(mask.shape, 0.02, len(blocks))
+        if name.startswith("weight_gate"):
+            w, ones = fresh[name], torch.zeros(mask.shape, dtype=torch.bool)
+            ones[diagonals(mask.shape, len(blocks))] = True        # where the layer begins with ones, so has the seed
+            bound = 1 / mask.shape[1] ** 0.5
+            assert (w[ones] >= 1 - bound).all() and (w[~ones].abs() <= bound).all() and mask[ones].all()
+
+
+def test_masks_go_with_an_optimiser_of_their_matrices():
+    layer, other = nn.Linear(4, 3), nn.Linear(4, 3)
+    masks = ConnectionMasks(layer, density=0.5)
+    with pytest.raises(ValueError, match="LBFGS mixes"):
+        masks.attach(torch.optim.LBFGS(layer.parameters()))
+    with pytest.raises(ValueError, match="none of the masked parameters"):
+        masks.attach(torch.optim.AdamW(other.parameters()))
+    with pytest.raises(ValueError, match="newcomers"):
+        masks.wake_("weight", torch.ones(4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="weight: a mask of shape"):
+        masks.load_state_dict({"weight": torch.zeros(5, dtype=torch.uint8)})
+
+
+def test_masks_of_a_part_are_not_lost_in_a_file(tmp_path):
+    net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    with pytest.raises(ValueError, match="which the module lacks"):
+        save_model(tmp_path / "model.safetensors", net, ConnectionMasks(net[0], density=0.5), {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_include_chooses_matrices_by_name(net):

@@ -96,7 +96,8 @@ def test_a_seed_changes_what_is_drawn_and_nothing_else():
     (dict(name="lottery"), "'lottery': choose one of dense, small-dense"), (dict(density=0), "density 0"),
     (dict(density=1.5), "density 1.5"), (dict(epochs=4, rounds=4), "4 epochs are too few for 4 rounds"),
     (dict(rounds=0), "0 rounds"), (dict(density=0.6), "density 0.5 cannot be pruned to 0.6"),
-    (dict(name="imp", epochs=4, rounds=4), "too few"), (dict(name="gradual", epochs=1, rounds=1), "too few"),
+    (dict(name="imp", epochs=4, rounds=4), "too few"), (dict(name="gradual", epochs=1, rounds=1), "of 1 epochs none"),
+        (dict(name="gp", train_share=2), "train_share 2 must lie"), (dict(name="gp", seed_density=2), "seed_density 2"),
     (dict(name="prune-only", density={"*": 0.1}), "prune-only takes one density; only gradual and gp-gradual"),
     (dict(name="gradual", density={"0.*": 0.1, "2.*": 1.1}), "density .* must lie"),
     (dict(name="gp-gradual", density={"0.*": 0.1, "2.*": 0.6}), "density 0.5 cannot be pruned"),
@@ -294,3 +295,17 @@ def test_widths_have_their_limits_and_dormant_connections_do_not_count():
     layer = nn.Linear(10, 10)
     masks = ConnectionMasks(layer, density=0.2, generator=torch.Generator().manual_seed(0))
     assert parameters_left(layer) == 110 and parameters_left(layer, masks) == 30
+
+
+def test_only_who_prunes_in_rounds_needs_epochs_for_them():
+    for name in ("dense", "small-dense", "set", "rigl", "gradual", "gp-gradual"):
+        assert rival(name, epochs=6, density=0.1, rounds=8)[1].epochs_left == 6
+
+
+@pytest.mark.parametrize("make, words", [
+    (lambda: Rewiring(4, growth="gradients"), "growth='gradients'"), (lambda: Rewiring(4, share=2), "share 2"),
+    (lambda: Gradual(8, density=-1), "density -1"), (lambda: Gradual(8, structure="zzz"), "zzz"),
+    (lambda: Rewinding(8, rounds=1, per="zzz"), "zzz"), (lambda: Rewinding(0), "epochs 0")])
+def test_a_schedule_that_cannot_be_is_refused_at_once(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()

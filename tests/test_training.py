@@ -1,5 +1,6 @@
 """The training loop: dormant stays dormant, and a run killed anywhere ends with the bits of one left alone."""
 
+import copy
 import math
 import os
 import signal
@@ -180,7 +181,47 @@ def test_a_checkpoint_of_another_recipe_is_set_aside(corpus, tmp_path, capsys):
     alone.train()
     assert_same(result(made), result(alone))
     assert (tmp_path / "a.old").read_bytes() == old
-    assert f"{path}: of another recipe, corpus or code; set aside as a.old" in capsys.readouterr().err
+    assert f"{path}: of another recipe, model, corpus or code; set aside as a.old" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("schedule, settings", [(Dense(epochs=2), {}), (dense(), dict(lr=2e-2)),
+                                                (grow_and_prune(), {}), (dense(), dict(cell="gru"))])
+def test_a_checkpoint_of_another_schedule_settings_or_model_is_set_aside(corpus, tmp_path, schedule, settings, capsys):
+    path = tmp_path / "a.checkpoint"
+    trainer(corpus, dense(), path).train()
+    made, alone = (trainer(corpus, copy.deepcopy(schedule), each, **settings) for each in (path, None))
+    made.train()
+    alone.train()
+    assert_same(result(made), result(alone))
+    assert "set aside as a.old" in capsys.readouterr().err
+
+
+def test_masks_must_be_the_models_own(corpus):
+    def made(schedule, masks):
+        return Trainer(model, SpeechTask(corpus, batch=4), schedule, Settings(precision="fp32"), masks=masks(model))
+    model = DeepSpeech2(len(ALPHABET), layers=2, hidden=8, channels=2)
+    with pytest.raises(ValueError, match="those of the whole model"):
+        made(grow_and_prune(), lambda model: ConnectionMasks(model.rnns))
+    with pytest.raises(ValueError, match="GrowPruneSchedule grows or prunes, and so takes masks"):
+        made(grow_and_prune(), lambda model: None)
+
+
+@pytest.mark.parametrize("options, words", [(dict(precision="float64"), "'float64': choose one of bf16, fp32"),
+                                            (dict(accumulate=0), "accumulate 0"),
+                                            (dict(decay_epochs=0), "decay_epochs 0")])
+def test_settings_that_cannot_be_are_refused(corpus, options, words):
+    with pytest.raises(ValueError, match=words):
+        trainer(corpus, dense(), **options)
+
+
+def test_patience_tells_of_the_masks_that_there_are(corpus):
+    torch.manual_seed(0)
+    model = DeepSpeech2(len(ALPHABET), layers=2, hidden=8, channels=2)
+    masks = ConnectionMasks(model, "rnns.*weight_*", 0.5, torch.Generator().manual_seed(0))
+    made = Trainer(model, SpeechTask(corpus, batch=4), dense(), Settings(precision="fp32", patience=1), masks=masks,
+                   progress=False)
+    made.train()
+    assert (made.phases[-1]["density"], made.phases[-1]["nonzero"]) == (masks.density(), masks.count()[0])
 
 
 def test_a_damaged_checkpoint_is_refused_and_left_as_it_is(corpus, tmp_path):
