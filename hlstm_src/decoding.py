@@ -20,13 +20,16 @@ NEVER = -math.inf
 class WordList:
     """Words and how often each is said; log(count / all counts) is its price in a sentence.
 
-    Made from texts, of which every word counts. Raises ValueError for texts without a word.
+    Made from texts, of which every word counts. Raises ValueError for texts without a word, or with a sign that the
+    alphabet lacks.
     """
 
     def __init__(self, texts: Iterable[str]):
         counts = Counter(word for text in texts for word in text.split())
         if not counts:
             raise ValueError("no word in these texts")
+        if strange := set("".join(counts)) - set(ALPHABET[1:]):
+            raise ValueError(f"{sorted(strange)[0]!r} is no letter of this alphabet; bring the texts to capitals first")
         self.log_prob = {word: math.log(count / counts.total()) for word, count in counts.items()}
         self.follows = defaultdict(set)        # the beginning of a word -> the letters that may come next
         self.best: dict[str, float] = {"": 0}  # the beginning of a word -> log probability of the likeliest such word

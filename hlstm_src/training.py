@@ -91,7 +91,8 @@ class Trainer:
     `seconds`. With `checkpoint`, a file is kept there after each epoch and on Ctrl-C, and found again by the next
     call; `key` ties it to a recipe, and a checkpoint of another key, schedule, settings or shapes is set aside.
     `after_epoch(trainer)` is called at the end of each epoch, when the schedule has grown or pruned, for those who look
-    on. Raises ValueError for masks of another module, none for a schedule that prunes, or patience with one.
+    on. Raises ValueError for masks of another module, none for a schedule that prunes, patience with one, or a floor
+    below which scores of this task are good.
     """
 
     def __init__(self, model: nn.Module, task, schedule: Dense | GrowPruneSchedule, settings: Settings, *,
@@ -102,6 +103,9 @@ class Trainer:
         if masks is not None and masks.module is not model:
             raise ValueError("masks must be those of the whole model, such as ConnectionMasks(model, 'rnn.*'): who "
                              "stores or restores the model must find them by its names")
+        floor = getattr(schedule, "tolerance", None) is not None or getattr(schedule, "final_epochs", 0)
+        if floor and schedule.lower_is_better != getattr(task, "lower_is_better", schedule.lower_is_better):
+            raise ValueError(f"lower_is_better={schedule.lower_is_better}: of the task's {task.metric} it is not so")
         self.task, self.schedule, self.settings, self.masks, self.seed = task, schedule, settings, masks, seed
         self.checkpoint, self.key, self.name, self.progress = checkpoint, key, name, progress
         self.after_epoch = after_epoch
@@ -174,7 +178,8 @@ class Trainer:
 
     def _be_patient(self, score: float) -> Event | None:
         """Keeps the best weights; at the end of patience, or of the epochs, they come back."""
-        if self.best is None or (score < self.best[0] if self.task.lower_is_better else score > self.best[0]):
+        best = math.nan if self.best is None else self.best[0]
+        if math.isnan(best) or (score < best if self.task.lower_is_better else score > best):
             self.best = score, self.epoch
             self.good = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
         if not self.schedule.done and self.epoch - self.best[1] < self.settings.patience:

@@ -136,3 +136,18 @@ def test_what_cannot_be_scored_is_refused(references, said, message):
         cs.cider(references, said)
     with pytest.raises(ValueError, match=message):
         cs.caption_scores(references, references, said, use_java=False)
+
+
+def test_the_interval_of_cider_is_that_of_a_mean_of_many_pictures():
+    """Of 400 values with deviation 30 nineteen means of twenty lie within 1.96 * 30 / 20."""
+    many = np.random.default_rng(0).normal(100, 30, 400)
+    half = 1.96 * many.std() / 20
+    assert cs.bootstrap(many) == pytest.approx((many.mean() - half, many.mean() + half), abs=0.3)
+
+
+def test_scores_that_the_field_prints_in_percent_are_in_percent():
+    said = [references[0] for references in TOKENS]
+    (scores,), _ = cs.caption_scores(TOKENS, RAW, said, use_java=False)
+    assert scores["rouge_l"] == pytest.approx(100) and [scores[f"bleu{n}"] for n in (1, 2)] == pytest.approx([100, 100])
+    (scores,), _ = cs.caption_scores(TOKENS, RAW, SAID, use_java=False)
+    assert scores["cider_low"] < scores["cider"] < scores["cider_high"]

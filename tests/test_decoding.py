@@ -98,3 +98,44 @@ def test_nothing_is_spelled_where_no_sentence_fits():
         beam_search(rows(0, 3), WordList(["A"]), beam=0)
     with pytest.raises(ValueError, match="no word"):
         WordList(["", " "])
+
+
+def heard(*frames):
+    """log probabilities of frames that say how likely some signs are, and no others."""
+    made = np.full((len(frames), len(ALPHABET)), -np.inf)
+    for row, frame in zip(made, frames):
+        row[[ALPHABET.index(sign) for sign in frame]] = np.log(list(frame.values()))
+    return made
+
+
+def test_a_beginning_may_hope_for_the_likeliest_word_that_it_can_become():
+    for said in ("AB AB AB AC", "AC AB AB AB"):
+        words = WordList([said])
+        assert words.hope("") == 0 and words.hope("A") == words.hope("AB") == pytest.approx(math.log(3 / 4))
+        assert words.hope("AC") == pytest.approx(math.log(1 / 4)) and words.hope("AC ") == words.price("AC")
+        assert words.hope("AC A") == pytest.approx(math.log(1 / 4) + math.log(3 / 4))
+
+
+def test_a_narrow_search_forgets_what_a_wide_one_keeps():
+    """Of two words as frequent, that which begins better goes on worse."""
+    log_probs = heard({"A": 0.6, "B": 0.4}, {"C": 0.1, "D": 0.9})
+    found = [beam_search(log_probs, WordList(["AC BD"]), beam=beam) for beam in (1, 2)]
+    assert found == ["AC", "BD"]
+
+
+def test_who_stays_in_the_beam_is_decided_by_all_paths_together():
+    """"A" is said with or without a blank at the end, by no single one of which it would be among the two best."""
+    log_probs = heard({"_": 0.6, "A": 0.3, "B": 0.1}, {"_": 0.5, "A": 0.19, "B": 0.31}, {"_": 1.0})
+    assert beam_search(log_probs, beam=2) == beam_search(log_probs, beam=9) == "A"
+
+
+def test_with_and_without_a_space_at_the_end_it_is_one_sentence():
+    """Neither "A" nor "A " is as likely as "BC", but together they are likelier."""
+    log_probs = heard({"A": 0.5, "B": 0.5}, {" ": 0.3, "_": 0.3, "C": 0.4})
+    assert beam_search(log_probs, WordList(["A BC"])) == "A"
+
+
+@pytest.mark.parametrize("text, sign", [("yes no", "e"), ("CAFÉ", "É"), ("A1", "1"), ("A _", "_")])
+def test_words_are_of_the_alphabet(text, sign):
+    with pytest.raises(ValueError, match=f"{sign!r} is no letter"):
+        WordList([text])

@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from hlstm_src.audio import ALPHABET
 from hlstm_src.counting import count
 from hlstm_src.deepspeech2 import (
     BINS,
     DeepSpeech2,
     MaskedBatchNorm,
+    Recurrent,
     ctc_loss,
     frames,
     spec_augment,
@@ -273,3 +275,35 @@ def test_an_utterance_too_short_for_its_text_costs_nothing():
     loss = ctc_loss(scores.log_softmax(-1), torch.tensor([4, 2]), torch.tensor([1, 2, 2]), torch.tensor([1, 2]))
     loss.backward()
     assert loss.isfinite() and (scores.grad[1] == 0).all() and scores.grad[0].abs().max() > 0
+
+
+def test_dropout_comes_behind_the_normalisation_and_changes_no_mean_that_is_learnt():
+    block = Recurrent("lstm", 6, 4, norm=True, dropout=0.5).train()
+    x = torch.randn(8, 50, 6) + 3
+    block(x, torch.full((8,), 50), torch.ones(8, 50, dtype=torch.bool))
+    torch.testing.assert_close(block.norm.running_mean, 0.1 * x.mean((0, 1)))
+    torch.testing.assert_close(block.norm.running_var, 0.9 + 0.1 * x.flatten(0, 1).var(0))
+
+
+def test_bands_are_as_wide_as_asked_for_and_lie_anywhere():
+    spec, lengths = torch.ones(2000, BINS, 40), torch.full((2000,), 40)
+    blank = spec_augment(spec, lengths, 3, 4, 1, torch.Generator().manual_seed(0)) == 0
+    rows, columns = blank.all(2), blank.all(1)
+    assert rows.sum(1).unique().tolist() == [0, 1, 2, 3, 4] and columns.sum(1).unique().tolist() == [0, 1, 2, 3]
+    assert rows.any(0).all() and columns.any(0).all()              # to the first and the last one
+
+
+def test_convolutions_give_nothing_below_0_and_nothing_above_20():
+    model = DeepSpeech2(len(ALPHABET), "lstm", 1, 8, 2).eval()
+    for norm in model.norms:
+        norm.weight.data *= 1000
+    x, _, _ = model.convolve(torch.randn(1, BINS, 60), torch.tensor([60]))
+    assert x.min() == 0 and x.max() == 20
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "hlstm"])
+def test_a_recurrent_block_is_silent_behind_the_end(cell):
+    lengths = torch.tensor([5, 9])
+    alive = torch.arange(9) < lengths[:, None]
+    y = Recurrent(cell, 6, 4, norm=True)(torch.randn(2, 9, 6), lengths, alive)
+    assert (y[~alive] == 0).all() and (y[alive] != 0).all()

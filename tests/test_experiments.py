@@ -11,11 +11,15 @@ from fnmatch import fnmatch
 import pytest
 import torch
 
-from hlstm_src import experiments, profiles, records, rivals
+from hlstm_src import benchmarks, experiments, profiles, records, rivals
+from hlstm_src.audio import ALPHABET
 from hlstm_src.corpora import CorpusError, SpeechCorpus
+from hlstm_src.decoding import WordList, beam_search
 from hlstm_src.deepspeech2 import DeepSpeech2, spectrogram
 from hlstm_src.masks import density_of, save_tensors
 from hlstm_src.schedule import Dense
+from hlstm_src.scores import error_rates
+from hlstm_src.tasks import SpeechTask
 from hlstm_src.toy import Interlock
 from tests.speech import make_corpus, use_corpus
 
@@ -418,3 +422,25 @@ def test_the_paper_profile_is_the_papers_size():
     assert {m["hidden"] for m in models.values()} == {800} and {m["channels"] for m in models.values()} == {32}
     assert [models[name]["layers"] for name in NAMES] == [5, 3, 3]
     assert {m["stride"] for m in models.values()} == {2}
+
+
+def test_the_search_knows_the_words_of_all_training_transcripts_whatever_the_limit(corpus, monkeypatch):
+    torch.manual_seed(0)
+    model, task, known = DeepSpeech2(len(ALPHABET), "lstm", 1, 8, 2).eval(), SpeechTask(corpus, limit=2), []
+    model.output.weight.data *= 20                                 # so that it hears something
+    monkeypatch.setattr(benchmarks, "WordList", lambda texts: known.append(WordList(texts)) or known[0])
+    test = corpus.split("test")
+    heard, found = benchmarks.Speech.scored(model, task, test)
+    words = WordList(u.transcript for u in corpus.split("train"))
+    assert known[0].log_prob == words.log_prob and heard == task.transcribe(model, test, torch.device("cpu"))
+    said = [beam_search(own.numpy(), words) for own in task.log_probs(model, test, torch.device("cpu"))]
+    assert said != heard and found["wer_words"] == error_rates([u.transcript for u in test], said)["wer"]
+
+
+def test_a_sparse_seed_is_rescaled_before_the_first_step():
+    sparse, dense = (experiments.trainer(name, "smoke", progress=False) for name in ("toy-set", "toy-dense"))
+    drawn = dict(dense.model.named_parameters())
+    for name, p in sparse.masks.parameters.items():
+        mask, share = sparse.masks.masks[name], sparse.masks.density(name)
+        assert 0 < share < 1
+        torch.testing.assert_close(p, torch.where(mask, drawn[name] / share ** 0.5, 0))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hlstm_src import ConnectionMasks, GrowPruneSchedule, grow, prune
-from hlstm_src.growprune import STRUCTURES, Gradients, prune_to
+from hlstm_src.growprune import STRUCTURES, Gradients, best_dormant, prune_to
 from hlstm_src.masks import live_count
 from hlstm_src.schedule import Dense
 
@@ -580,3 +580,44 @@ def test_a_schedule_that_cannot_be_is_refused(options, words):
 def test_dense_training_takes_whole_epochs(epochs):
     with pytest.raises(ValueError, match=f"epochs {epochs} must be a whole number"):
         Dense(epochs)
+
+
+def test_where_too_few_are_dormant_all_of_them_are_chosen_and_nobody_else():
+    mask = torch.tensor([[True, False, True], [True, True, False]])
+    assert best_dormant(mask, torch.ones(2, 3), 4).equal(~mask)
+
+
+@pytest.mark.parametrize("structure", ["row", "column", "block16"])
+def test_dormant_weights_that_drifted_do_not_save_their_unit(structure):
+    """A loop that forgets `mask_gradients_` lets dormant weights drift; for pruning they are zero all the same."""
+    masks, _ = matrices([(6, 7)], 0.4, seed=1)
+    twin = copy.deepcopy(masks)
+    with torch.no_grad():
+        masks.parameters["m0"][~masks.masks["m0"]] = torch.randn(int((~masks.masks["m0"]).sum())).double() * 100
+    assert prune(masks, 0.5, structure=structure) == prune(twin, 0.5, structure=structure) > 0
+    assert lists(masks) == lists(twin)
+
+
+def test_a_schedule_lets_woken_weights_begin_as_it_was_told():
+    begun = {}
+    for init in ("zero", "sized", "gradient"):
+        made = Run(GrowPruneSchedule(**STORY, init=init), SCORES)
+        before = copy.deepcopy(made.masks.masks)
+        made.step()
+        begun[init] = [bool((p[made.masks.masks[n] & ~before[n]] != 0).all()) for n, p in made.masks.parameters.items()]
+    assert begun == {"zero": [False] * 2, "sized": [True] * 2, "gradient": [True] * 2}
+
+
+def test_random_growth_draws_anew_at_each_epoch(monkeypatch):
+    from hlstm_src import schedule
+    states, wake = [], schedule.grow
+
+    def watched(*args, generator, **options):
+        states.append(tuple(generator.get_state().tolist()))
+        return wake(*args, generator=generator, **options)
+    monkeypatch.setattr(schedule, "grow", watched)
+    for seed in (0, 1):
+        made = Run(GrowPruneSchedule(**STORY, growth="random", seed=seed), SCORES)
+        made.step()
+        made.step()
+    assert len(set(states)) == 4

@@ -788,3 +788,17 @@ def test_directions_give_the_same_together_and_one_after_the_other(monkeypatch, 
         found.append((y, *ends, *torch.autograd.grad(loss, [x, *states, *layer.parameters()])))
     for together, alone in zip(*found):
         torch.testing.assert_close(alone, together, rtol=1e-10, atol=1e-12)
+
+
+def test_the_rows_of_a_batch_drop_units_of_their_own():
+    cell = HLSTMCell(3, 4, gate_dropout=0.5)
+    h, c = cell(torch.randn(1, 3).expand(20, 3))
+    assert len(h.unique(dim=0)) > 10
+    y = HLSTM(3, 4, gate_dropout=0.5)(torch.randn(1, 1, 3).expand(5, 20, 3))[0]
+    assert all(len(step.unique(dim=0)) > 10 for step in y)
+
+
+def test_the_ones_of_a_new_hidden_layer_come_on_top_of_what_is_drawn():
+    square = HLSTM(50, 100).weight_gate1_l0
+    diagonal = torch.cat([rows.diagonal() for rows in square.chunk(4)])
+    assert (diagonal - 1).abs().max() > 0.09 and len(diagonal.unique()) > 350

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from hlstm_src.masks import (
     save_model,
     save_tensors,
     scattered,
+    seeded,
     unpack_bits,
 )
 
@@ -500,3 +502,31 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(net, tmp_path, monke
         save_model(path, net, None, {"new": object() if "JSON" in failing else 1})
     assert path.read_bytes() == old and os.listdir(tmp_path) == [path.name]
     assert json.dumps(load_tensors(path)[1]) == '{"old": true}'
+
+
+def test_each_matrix_of_a_seed_is_rescaled_by_its_own_density():
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    before = [net[k].weight.detach().clone() for k in (0, 1)]
+    masks = ConnectionMasks(net, density={"0.*": 0.25, "1.*": 1.0}, generator=torch.Generator().manual_seed(0))
+    masks.rescale_()
+    assert net[0].weight.equal(torch.where(masks.masks["0.weight"], before[0] * 2, 0))
+    assert net[1].weight.equal(before[1])
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="no Muon in this PyTorch")
+def test_such_an_optimiser_is_refused_in_accelerates_wrapper_too():
+    layer = nn.Linear(4, 4, bias=False)
+    wrapped = SimpleNamespace(optimizer=torch.optim.Muon(layer.parameters()), state={})
+    with pytest.raises(ValueError, match="Muon mixes"):
+        ConnectionMasks(layer, "*", 0.5).attach(wrapped)
+
+
+def test_the_density_of_all_is_that_of_their_connections_not_the_mean_of_the_matrices():
+    net = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 40))
+    masks = ConnectionMasks(net, density={"0.*": 1.0, "1.*": 0.25}, generator=torch.Generator().manual_seed(0))
+    assert masks.density() == (100 + 100) / 500
+
+
+def test_no_two_pairs_of_seed_and_epoch_share_what_they_draw():
+    drawn = {tuple(torch.rand(3, generator=seeded(seed, epoch)).tolist()) for seed in range(4) for epoch in range(50)}
+    assert len(drawn) == 4 * 50

@@ -206,3 +206,17 @@ def test_two_processes_come_to_what_one_comes_to_on_the_data_of_both(two, case):
     assert_close(two[0][case], one)
     if case != "set":
         assert one["seen"][0] and len(one["seen"]) >= 5
+
+
+def test_a_rest_is_a_step_too_when_growth_looks_at_the_last_ones():
+    task, epoch = Echo(2, batches=7), []
+    real = task.loss
+
+    def loss(model, batch, device):                                # the gradient of each batch, apart
+        value = real(model, batch, device)
+        if model.training:
+            epoch.append(torch.autograd.grad(value, model.out.weight, retain_graph=True)[0])
+        return value
+    task.loss = loss
+    _, gradients = trained(task, grow_and_prune(growth_batches=1), accumulate=3)
+    torch.testing.assert_close(gradients[0]["out.weight"], epoch[6])

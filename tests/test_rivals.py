@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hlstm_src import ConnectionMasks, grow
+from hlstm_src import ConnectionMasks, grow, rivals
 from hlstm_src.masks import live_count
 from hlstm_src.rivals import RIVALS, Gradual, Rewinding, Rewiring, parameters_left, rival, small_width
 from hlstm_src.schedule import Dense
@@ -309,3 +309,64 @@ def test_only_who_prunes_in_rounds_needs_epochs_for_them():
 def test_a_schedule_that_cannot_be_is_refused_at_once(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize("name", ["gp", "gp-random", "gp-sized", "gp-gradual"])
+def test_the_share_that_grows_is_the_one_asked_for(name):
+    woken = [run(name, epochs=16, stop=1, growth_epochs=1, growth_ratio=ratio).masks.count()[0] for ratio in (0.3, 0.9)]
+    assert woken[0] > woken[1]
+
+
+@pytest.mark.parametrize("name", [n for n in ("one-shot", "prune-only", "gradual", "imp", "gp-no-growth", "gp-random",
+                                              "gp-sized", "gp", "gp-gradual")])
+def test_what_is_pruned_and_grown_over_all_matrices_together_is_not_what_each_would_lose(name):
+    """The first matrix has the larger weights, the second the larger gradients: together, each matrix has a share of
+    its own."""
+    def live(per):
+        seed_density, schedule = rival(name, epochs=16, density=0.25, per=per)
+        made = Run(schedule, [1.0] * 16, density=seed_density)
+        with torch.no_grad():
+            made.model[0].weight.mul_(100)
+        return [int(m.sum()) for m in made.finish().masks.masks.values()]
+    each, together = live("matrix"), live("global")
+    assert each == [12, 10] and sum(together) == 22 and together != each
+
+
+def test_gradual_growth_is_over_all_matrices_together_if_asked_for():
+    def woken(per):
+        made = Run(Gradual(16, density=0.25, growth_epochs=1, growth_ratio=0.6, per=per), [1.0] * 16, density=0.5)
+        before = copy.deepcopy(made.masks)
+        made.step()
+        generator = torch.Generator().manual_seed(0)
+        drawn = [torch.randn(p.shape, generator=generator) for p in made.model.parameters()]
+        grow(before, {"0.weight": drawn[0], "2.weight": drawn[4]}, 0.6, per=per)
+        assert lists(made.masks) == lists(before)
+        return lists(made.masks)
+    assert woken("matrix") != woken("global")
+
+
+def test_how_long_growth_and_retraining_take_unless_one_says():
+    """A quarter of the first stretch, and of "gp-gradual" an eighth of all epochs; retraining has the rest."""
+    for epochs, train, retrain, growth in ((16, 8, 2, 2), (40, 20, 5, 5), (15, 11, 1, 3), (27, 15, 3, 4)):
+        schedule = rival("gp", epochs=epochs, density=0.1)[1]
+        assert (schedule.train_epochs, schedule.retrain_epochs, schedule.growth_epochs) == (train, retrain, growth)
+    gradual = [rival("gp-gradual", epochs=epochs, density=0.1)[1].growth_epochs for epochs in (4, 8, 16, 40)]
+    assert gradual == [1, 1, 2, 5]
+    assert rival("gp", epochs=16, density=0.1, train_share=0.75)[1].train_epochs == 12
+
+
+def test_set_draws_other_places_for_each_matrix_epoch_and_seed(monkeypatch):
+    drawn, draw = [], rivals.random_scores
+
+    def watched(like, generator):
+        scores = draw(like, generator)
+        drawn.append(tuple(scores.flatten()[:20].tolist()))
+        return scores
+    monkeypatch.setattr(rivals, "random_scores", watched)
+    for seed in (0, 1):
+        run("set", seed=seed)
+    assert len(set(drawn)) == len(drawn) == 2 * 2 * 8              # seeds, matrices, epochs in which anyone moves
+
+
+def test_of_two_widths_as_near_the_smaller_is_taken():
+    assert small_width(lambda width: nn.Linear(2, width, bias=False), 5) == 2

@@ -93,3 +93,15 @@ def test_lists_that_cannot_be_compared_are_refused(references, hypotheses):
 
 def test_normalising_twice_changes_nothing():
     assert normalise("  one\ttwo  ") == "ONE TWO" == normalise(normalise("  one\ttwo  "))
+
+
+def test_long_utterances_weigh_more_in_the_interval_too():
+    """Every one-word utterance is wrong, every nine-word one is right: about a tenth of the words."""
+    rates = error_rates(["A", "B C D E F G H I J"] * 200, ["X", "B C D E F G H I J"] * 200)
+    assert rates["wer"] == 10 and 8 < rates["wer_low"] < 10 < rates["wer_high"] < 12.5
+
+
+def test_hypotheses_are_normalised_as_references_are_and_resamples_are_as_many_as_asked_for():
+    assert error_rates(["ONE TWO"], ["one  two "])["wer"] == error_rates(["ONE TWO"], ["one  two "])["cer"] == 0
+    once = error_rates(["A", "B"] * 10, ["A", "C"] * 10, resamples=1)
+    assert once["wer_low"] == once["wer_high"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hlstm_src.search import BEAMS, END, beam_search
+from hlstm_src.search import BEAMS, END, _largest, beam_search
 
 
 def decoder(seed, V=4, size=3, sharpness=2.0):
@@ -109,3 +109,7 @@ def test_impossible_searches_are_refused(options):
     step, states = decoder(0)
     with pytest.raises(ValueError, match="at least"):
         beam_search(step, states, 5, **options)
+
+
+def test_the_largest_come_first():
+    assert _largest(np.array([[1, 3, 2, 3], [0, -1, -2, -3]]), 3).tolist() == [[1, 3, 2], [0, 1, 2]]

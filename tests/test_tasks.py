@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from hlstm_src import corpora
+from hlstm_src import corpora, tasks
 from hlstm_src.audio import ALPHABET
-from hlstm_src.corpora import SpeechCorpus
+from hlstm_src.corpora import SpeechCorpus, length_batches
 from hlstm_src.deepspeech2 import DeepSpeech2, ctc_loss, spectrogram
 from hlstm_src.scores import error_rates, greedy
 from hlstm_src.tasks import SPEEDS, SpeechTask, _played
@@ -126,3 +126,28 @@ def test_a_sound_is_read_once(tmp_path):
     first = task.wave(task.train[0])
     task.train[0].path.unlink()
     assert task.wave(task.train[0]) is first
+
+
+def test_each_utterance_is_played_at_a_speed_of_its_own(corpus, monkeypatch):
+    played = []
+    monkeypatch.setattr(tasks, "_played", lambda wave, speed: played.append(speed) or wave)
+    torch.manual_seed(0)
+    SpeechTask(corpus).sounds(list(range(12)), CPU)
+    assert len(played) == 12 and set(played) == set(SPEEDS)
+
+
+def test_sounds_are_blanked_in_time_and_in_frequency(corpus):
+    task, rows, columns = SpeechTask(corpus, batch=4), 0, 0
+    torch.manual_seed(0)
+    for indices in task.batches(0):
+        spec, lengths, _ = task.sounds(indices, CPU)
+        for own, n in zip(spec, lengths):
+            rows += int((own[:, :n] == 0).all(1).sum())
+            columns += int((own[:, :n] == 0).all(0).sum())
+    assert rows > 12 and columns > 12
+
+
+def test_batches_come_in_random_order():
+    seconds = [float(k) for k in range(1, 101)]
+    first = [length_batches(seconds, 10, torch.Generator().manual_seed(seed)) for seed in range(20)]
+    assert len({min(seconds[k] for k in batches[0]) // 10 for batches in first}) > 4

@@ -407,3 +407,56 @@ def test_it_learns(corpus):
     assert losses[-1] < 0.6 * losses[0]
     assert [row["epoch"] for row in made.history] == list(range(12)) and made.schedule.done
     assert made.seconds == pytest.approx(sum(row["seconds"] for row in made.history))
+
+
+def test_each_step_draws_anew(corpus):
+    made, drawn = trainer(corpus, Dense(epochs=2)), []
+    real = made.task.loss
+    made.task.loss = lambda *args: drawn.append(torch.rand(()).item()) or real(*args)
+    made.train()
+    assert len(set(drawn)) == len(drawn) == made.step
+
+
+def test_gradients_of_dormant_connections_do_not_count_when_the_others_are_clipped(corpus):
+    norms = []
+
+    def norm(made):
+        norms.append(torch.stack([p.grad.norm() for p in made.parameters]).norm().item())
+    after_each_step(trainer(corpus, grow_and_prune(), clip=1e-3), norm).train()
+    assert norms == pytest.approx([1e-3] * len(norms), rel=1e-3)
+
+
+def test_the_optimiser_is_the_one_that_was_set(corpus):
+    for decay, fused in ((0.0, False), (0.3, True)):
+        made = trainer(corpus, dense(), weight_decay=decay, fused=fused)
+        (group,) = made.optimiser.param_groups
+        assert group["weight_decay"] == decay and bool(group["fused"]) == fused
+        assert {id(p) for p in group["params"]} == {id(p) for p in made.model.parameters()}
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_patience_knows_whether_less_is_better(corpus, lower):
+    made = trainer(corpus, Dense(epochs=6), patience=2)
+    made.task.lower_is_better = lower
+    made.task.evaluate = lambda model, device: {"wer": SCORES[made.epoch] * (1 if lower else -1)}
+    made.train()
+    assert len(made.history) == 4 and made.best == (SCORES[1] * (1 if lower else -1), 1)
+
+
+def test_a_rate_that_falls_in_steps_begins_anew_with_each_stretch(corpus):
+    made, rates = trainer(corpus, grow_and_prune(), decay=0.5, decay_epochs=2, lr=8e-3), []
+    after_each_step(made, lambda made: rates.append(made.optimiser.param_groups[0]["lr"])).train()
+    assert rates[::3] == [8e-3, 8e-3, 4e-3, 4e-3, 4e-3, 4e-3]
+
+
+def test_a_first_score_that_is_no_number_is_not_the_best(corpus):
+    made = trainer(corpus, Dense(epochs=6), patience=2)
+    made.task.evaluate = lambda model, device: {"wer": [math.nan, 40.0, 30.0, 31.0, 32.0, 5.0][made.epoch]}
+    made.train()
+    assert made.best == (30.0, 2) and len(made.history) == 5
+
+
+def test_a_floor_knows_which_way_the_tasks_score_goes(corpus):
+    with pytest.raises(ValueError, match="lower_is_better=False: of the task's wer it is not so"):
+        trainer(corpus, GrowPruneSchedule(4, lower_is_better=False))
+    trainer(corpus, GrowPruneSchedule(4, lower_is_better=False, tolerance=None))                # looks at no score
