@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from .masks import diagonals
 from .scan import scan
 from .sequences import alive, at_end, flip
 
@@ -355,6 +354,14 @@ class HLSTM(nn.Module):
                 "bidirectional": False, "merge": "concat", "shared_hidden": False}
         return ", ".join([f"{self.input_size}, {self.hidden_size}", *(
             f"{name}={getattr(self, name)!r}" for name, usual in told.items() if getattr(self, name) != usual)])
+
+
+def diagonals(shape: Sequence[int], blocks: int = 1) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the diagonals of `blocks` matrices that stand above each other, each wrapped around its
+    shorter side, so that it meets each row and column of its block."""
+    n, columns = shape[0] // blocks, math.prod(shape[1:])
+    k = torch.arange(max(n, columns))
+    return (torch.arange(blocks)[:, None] * n + k % n).flatten(), (k % columns).repeat(blocks)
 
 
 def _probe(x: Tensor, w: CellWeights) -> Tensor:

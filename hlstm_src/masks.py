@@ -6,8 +6,7 @@ when a connection wakes it starts fresh. The file functions at the end store onl
 """
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .files import missing, replacing
+from .lstm import diagonals
 
 
 class ConnectionMasks:
@@ -166,14 +166,6 @@ def blocks_of(module: nn.Module) -> dict[str, int]:
     """Name -> how many matrices with inputs of their own a parameter stacks, as modules with `blocks_in` say."""
     return {f"{path}.{own}".lstrip("."): part.blocks_in(own) for path, part in module.named_modules()
             if hasattr(part, "blocks_in") for own in part._parameters}
-
-
-def diagonals(shape: Sequence[int], blocks: int = 1) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the diagonals of `blocks` matrices that stand above each other, each wrapped around its
-    shorter side, so that it meets each row and column of its block."""
-    n, columns = shape[0] // blocks, math.prod(shape[1:])
-    k = torch.arange(max(n, columns))
-    return (torch.arange(blocks)[:, None] * n + k % n).flatten(), (k % columns).repeat(blocks)
 
 
 def live_count(shape: torch.Size, density: float, blocks: int = 1) -> int:

@@ -15,9 +15,9 @@ from torch import nn
 
 from hlstm_src import HLSTM, ConnectionMasks, grow, masks, prune
 from hlstm_src.growprune import Gradients, prune_to
+from hlstm_src.lstm import diagonals
 from hlstm_src.masks import (
     allocate,
-    diagonals,
     keep_,
     live_count,
     load_model,
