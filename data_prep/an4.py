@@ -279,6 +279,9 @@ def prepare(
         raise DataError(f"{archive}: no such file; give the path of the archive, or leave --archive out")
     else:
         digest = corpus.sha256_of(archive)
+        if sha256 is not None and digest != sha256.lower():
+            raise DataError(f"{archive}: its SHA-256 is {digest}, not {sha256}; take another copy, or leave the "
+                            "option out")
     if have and have["archive_sha256"] == digest and not force:
         return have, False
     if digest not in accepted:
@@ -305,7 +308,7 @@ def describe(info: Mapping) -> str:
 def main(
     out: Annotated[Path, typer.Option(help="The corpus folder to make.")] = Path("data/an4"),
     archive: Annotated[Path | None, typer.Option(help="The archive at hand; nothing is downloaded.")] = None,
-    sha256: Annotated[str | None, typer.Option(help="SHA-256 of a download that you trust.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="SHA-256 that a download, or the archive, must have.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Make it again even if it is up to date.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Only verify the folder and its audio.")] = False,
 ) -> None:

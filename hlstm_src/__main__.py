@@ -32,8 +32,14 @@ def run(name: Annotated[str, typer.Argument(help="experiment, such as ds2-lstm5"
         force: Annotated[bool, typer.Option(help="train even if there is a record")] = False):
     """Train an experiment, or say that its record is up to date."""
     from . import experiments, records
-    for k in seed:
+    experiments.recipe(name, profile)                                      # what cannot be is refused at once
+    paths = {k: records.path_of(name, profile, k) for k in seed}
+    for k, path in paths.items():
+        before = path.stat().st_mtime_ns if path.exists() else None
         record = experiments.run(name, profile, k, force=force)
+        if before == path.stat().st_mtime_ns:
+            print(f"{name} {profile} seed {k}: recorded {str(record.provenance.ended)[:10]}; nothing to train (--force "
+                  "trains anew)")
         named = "wer", "cer", "error", "cider", "bleu4", "meteor"
         rates = "  ".join(f"{score} {record.scores[score]:.2f} %" for score in named if score in record.scores)
         cell = record.counts.cell
@@ -41,7 +47,7 @@ def run(name: Annotated[str, typer.Argument(help="experiment, such as ds2-lstm5"
               f"live recurrent weights {cell.nonzero_params:,} of {cell.params:,}")
         if (record.recipe["settings"]["precision"], record.provenance.precision) == ("bf16", "fp32"):
             print("trained in fp32: the processor lacks the instructions for bf16")
-        print(f"record: {_short(records.path_of(name, profile, k))}")
+        print(f"record: {_short(path)}")
 
 
 @app.command()
@@ -93,7 +99,8 @@ def pack(model: Annotated[Path, typer.Argument(help="a .safetensors file that `r
 
 
 @app.command()
-def transcribe(files: Annotated[list[Path], typer.Argument(help="sound files of any rate and number of channels")],
+def transcribe(files: Annotated[list[Path], typer.Argument(
+                   help="sound files of any rate and number of channels", readable=False)],
                model: Annotated[Path, typer.Option(help="a recogniser's file")] = RECOGNISER,
                beam: Annotated[int, typer.Option(min=1, max=1000, help="prefixes to keep; 1: greedy")] = 1,
                threads: Annotated[int, typer.Option(min=1, max=2, help="2: both directions at once")] = 1,
@@ -106,7 +113,7 @@ def transcribe(files: Annotated[list[Path], typer.Argument(help="sound files of 
 
 
 @app.command()
-def caption(files: Annotated[list[Path], typer.Argument(help="pictures of any size")],
+def caption(files: Annotated[list[Path], typer.Argument(help="pictures of any size", readable=False)],
             model: Annotated[Path, typer.Option(help="a captioner's file")] = CAPTIONER,
             beam: Annotated[int, typer.Option(min=1, max=1000, help="beginnings that the search keeps; 1: greedy")] = 2,
             json: Annotated[bool, typer.Option("--json", help="a JSON object a line")] = False):

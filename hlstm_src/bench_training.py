@@ -10,7 +10,7 @@ from .bench import in_columns, interleaved, rows_of
 from .deepspeech2 import ctc_loss
 from .library import has_bfloat16
 from .records import LatencyRow
-from .training import Trainer
+from .training import PRECISIONS, Trainer
 
 NAMES = "ds2-lstm5", "ds2-hlstm3", "ds2-hlstm3-gp"
 WHOLE = "whole step"
@@ -32,6 +32,8 @@ def training(names: Sequence[str] = NAMES, profile: str = "laptop", precisions: 
     ValueError for what is no recogniser and for a precision that is missing here, CorpusError.
     """
     precisions = precisions or (("fp32", "bf16") if has_bfloat16() else ("fp32",))
+    if strange := [each for each in precisions if each not in PRECISIONS]:
+        raise ValueError(f"precision {strange[0]!r}: choose one of {', '.join(PRECISIONS)}")
     contestants, sizes = {}, {}
     for name in names:
         if experiments.recipe(name, profile).benchmark != "speech":

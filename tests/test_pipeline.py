@@ -6,11 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
 
-from book.tools import graph
+from book.tools import build, graph
 
 JOB = re.compile(r"^(?:local)?rule (\w+):.*?^ +output: (\S+)", re.DOTALL | re.MULTILINE)
 pytestmark = pytest.mark.xdist_group("pipeline")
@@ -353,3 +355,40 @@ def test_make_says_when_there_is_no_python(small):
     done = subprocess.run(["make", "book"], cwd=small.folder, capture_output=True, text=True, env={"PATH": str(tools)})
     assert done.returncode != 0 and "error: no Python 3.11 or newer found" in done.stderr
     assert not (small.folder / ".venv").exists()
+
+
+def test_whoever_stops_the_build_stops_its_jobs(tmp_path):
+    """Snakemake's part is played by a program that starts another, which takes no notice of SIGTERM."""
+    started = tmp_path / "started"
+    job = ("import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+           f"open({str(started)!r}, 'w').write(str(os.getpid())); time.sleep(120)")
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {job!r}])"
+    code = f"from book.tools import build; build.run([{sys.executable!r}, '-c', {child!r}], True)"
+    going = subprocess.Popen([sys.executable, "-c", code], cwd=graph.ROOT, stderr=subprocess.PIPE)
+    until(lambda: started.exists() and started.read_text())
+    going.terminate()
+    assert b"KeyboardInterrupt" in going.communicate(timeout=60)[1]        # which `main` turns into a message
+    until(lambda: not alive(int(started.read_text())))
+
+
+def until(true, seconds=60):
+    """Waits for something to become true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def alive(pid):
+    """Whether a process still runs; one that nobody has fetched does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("jobs", ["0", "-1", "two"])
+def test_jobs_are_at_least_one(jobs, capsys):
+    with pytest.raises(SystemExit):
+        build.main(["--jobs", jobs])
+    assert "no whole number from 1 up" in capsys.readouterr().err

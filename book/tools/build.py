@@ -9,7 +9,9 @@ are handed on to it (`-- --dry-run`, `-- --executor slurm`, ...).
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -41,9 +43,29 @@ def run(command: list[str], loud: bool) -> tuple[int, str]:
     The jobs write to standard output, also their errors; standard error is Snakemake's own. A job that
     failed has said why, so only its name is repeated; a fault of the graph only Snakemake can tell.
     """
-    done = subprocess.run(command, cwd=ROOT, stderr=None if loud else subprocess.PIPE, text=True, check=False)
-    failed = FAILED.findall(done.stderr or "")
-    return done.returncode, "".join(f"failed: {rule} {out}\n" for rule, out in failed) or (done.stderr or "")
+    # A session of its own: whoever stops the build stops Snakemake and all its jobs, and none starts after that.
+    child = subprocess.Popen(command, cwd=ROOT, stderr=None if loud else subprocess.PIPE, text=True,
+                             start_new_session=True)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        _, told = child.communicate()
+    except KeyboardInterrupt:
+        _stop(child)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    failed = FAILED.findall(told or "")
+    return child.returncode, "".join(f"failed: {rule} {out}\n" for rule, out in failed) or (told or "")
+
+
+def _stop(child: subprocess.Popen, patience: float = 20.0) -> None:
+    """Ends a child and its children: trainings are given time to leave a checkpoint, then all are killed."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(child.pid, number)
+            child.wait(patience if number == signal.SIGTERM else None)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
 
 
 def point(root: Path, profile: str) -> None:
@@ -53,11 +75,18 @@ def point(root: Path, profile: str) -> None:
     link.symlink_to(f"site/{profile}/_build/html", target_is_directory=True)
 
 
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 1 up")
+    return int(text)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The exit code of Snakemake, 0 when the book stands."""
     parser = argparse.ArgumentParser(prog="python -m book.tools.build", description=__doc__.split("\n")[0])
     parser.add_argument("--profile", choices=PROFILES, default="laptop")
-    parser.add_argument("--jobs", type=int, default=2, help="jobs at a time (default 2)")
+    parser.add_argument("--jobs", type=positive, default=2, help="jobs at a time (default 2)")
     parser.add_argument("more", nargs="*", help="options for Snakemake, after --")
     given = parser.parse_args(arguments)
     started = time.monotonic()

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from book.tools.graph import ROOT, GraphError, pages, read_notebook, source
 from book.tools.lint import DROPDOWN, SOLUTION_END, SOLUTION_START, text
+from hlstm_src.errors import told
+from hlstm_src.files import possible, replacing
 
 START = re.compile(r"^\s*(?P<fence>`{3,}|:{3,})\{exercise(?:-start)?\}(?P<title>[^\n]*)\n(?P<body>.*)",
                    re.MULTILINE | re.DOTALL)
@@ -90,11 +92,15 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error("say where to write the copy, too")
         elif not given.notebook.is_file():
             raise GraphError(f"{given.notebook}: no such notebook")
+        elif given.out.exists() and given.out.samefile(given.notebook):
+            raise GraphError(f"{given.out}: the chapter itself, which would lose its solutions; name another file")
         else:
             copy = without_solutions(read_notebook(given.notebook))
-            given.out.write_text(json.dumps(copy, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except GraphError as error:
-        print(f"error: {error}", file=sys.stderr)
+            with replacing(possible(given.out)) as part:
+                part.write_text(json.dumps(copy, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            print(f"wrote {given.out}")
+    except (GraphError, OSError) as error:
+        print(f"error: {told(error)}", file=sys.stderr)
         return 2
     return 0
 

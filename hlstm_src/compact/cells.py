@@ -60,19 +60,35 @@ class Cell:
     def run(self, x: np.ndarray, h: np.ndarray | None = None, c: np.ndarray | None = None, reverse: bool = False):
         """x (T, I) -> outputs (T, H) and the last h and c, (H) each; `reverse` goes from the end to the start.
 
-        Outputs stand at their own step in both directions. A GRU has no c: it comes back as None.
+        Outputs stand at their own step in both directions. A GRU has no c: it comes back as None. Raises ValueError
+        for shapes that do not fit.
         """
+        self._fits(x, **{name: s[None] for name, s in (("h", h), ("c", c)) if s is not None})
         H, width = self.size, padded(self.size)
         hs, h, c = aligned((len(x), width)), _row(h, width), None if self.kind == "gru" else _row(c, width)
         all_steps(*self.program, rows_of(x), hs, h, c, reverse)
         return hs[:, :H], h[:H], None if c is None else c[:H]
 
     def step(self, x: np.ndarray, h: np.ndarray, c: np.ndarray | None = None):
-        """One step of k sequences: x (k, I), h and c (k, H) -> new h and c."""
+        """One step of k sequences: x (k, I), h and c (k, H) -> new h and c. Raises ValueError for shapes that do not
+        fit."""
+        self._fits(x, **{name: s for name, s in (("h", h), ("c", c)) if s is not None})
+        if not len(x) == len(h) == (len(h) if c is None else len(c)):
+            raise ValueError(f"x has {len(x)} rows, h {len(h)}" + ("" if c is None else f", c {len(c)}")
+                             + ": one of each for a sequence")
         hs = rows_of(h)
         cs = None if self.kind == "gru" else rows_of(np.zeros_like(h) if c is None else c)
         one_step(*self.program, rows_of(x), hs, cs, aligned((len(x), len(self.biases), self.width)))
         return hs[:, :self.size], None if cs is None else cs[:, :self.size]
+
+
+    def _fits(self, x: np.ndarray, **states: np.ndarray) -> None:
+        """The compiled loops read what they are told is there, so shapes are checked before."""
+        if x.ndim != 2 or x.shape[1] != self.inputs.shape[1]:
+            raise ValueError(f"x {x.shape}: expected two dimensions, the second {self.inputs.shape[1]} wide")
+        for name, s in states.items():
+            if s.ndim != 2 or s.shape[1] != self.size:
+                raise ValueError(f"{name} {s.shape}: the state is {self.size} wide")
 
 
 def both(forth: Cell, back: Cell, x: np.ndarray, pool=None) -> np.ndarray:
@@ -88,9 +104,11 @@ def lstm(weights: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray] | No
     """An LSTM or H-LSTM cell from one layer and direction of an `HLSTM`, say weights["weight_ih" + suffix].
 
     `kind` forces one layout; columns: steps whose inputs are known together, 1 in a decoder. Raises KeyError for a
-    missing weight, ValueError for shapes that do not fit.
+    missing weight, ValueError for shapes that do not fit or an unknown activation.
     """
     masks = masks or {}
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}")
 
     def packed(name: str, n: int) -> Layout:
         return layouts.pack(weights[name + suffix], masks.get(name + suffix), kind, values, columns=n)

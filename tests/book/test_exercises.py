@@ -84,3 +84,13 @@ def test_the_program_lists_and_complains(tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == len(ALL)
     assert exercises.main([str(tmp_path / "none.ipynb"), str(tmp_path / "out.ipynb")]) == 2
     assert "no such notebook" in capsys.readouterr().err
+
+
+def test_a_chapter_is_not_written_over_itself_and_a_bad_place_is_one_message(book, tmp_path, capsys):
+    chapter = book(*CELLS) / "book" / "one.ipynb"
+    before = chapter.read_bytes()
+    for out, words in ((chapter, "would lose its solutions"), (tmp_path, "error: "), (chapter / "x.ipynb", "error: ")):
+        assert exercises.main([str(chapter), str(out)]) == 2 and words in capsys.readouterr().err
+    assert chapter.read_bytes() == before
+    assert exercises.main([str(chapter), str(tmp_path / "new" / "out.ipynb")]) == 0
+    assert "wrote" in capsys.readouterr().out

@@ -180,3 +180,24 @@ def test_a_cpu_without_avx512(tmp_path):
              "NUMBA_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", OLDER], env=os.environ | older, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("args, words", [
+    (((4, 5),), r"x \(4, 5\): .* 6 wide"), (((6,),), "two dimensions"), (((4, 6), (3,)), "h .*: the state is 8 wide"),
+    (((4, 6), (8,), (9,)), "c .*: the state is 8 wide")])
+def test_a_sequence_that_does_not_fit_is_refused_not_read_past(args, words):
+    with pytest.raises(ValueError, match=words):
+        cells.lstm(numbers(HLSTM(6, 8))).run(*(np.zeros(shape, np.float32) for shape in args))
+
+
+@pytest.mark.parametrize("shapes, words", [
+    (((2, 5), (2, 8), (2, 8)), "6 wide"), (((2, 6), (2, 7), (2, 8)), "h .*8 wide"), (((2, 6), (2, 8), (2, 9)), "c .*8"),
+    (((9, 6), (1, 8), (1, 8)), "x has 9 rows, h 1, c 1"), (((2, 6), (2, 8), (3, 8)), "h 2, c 3")])
+def test_a_step_that_does_not_fit_is_refused_not_read_past(shapes, words):
+    with pytest.raises(ValueError, match=words):
+        cells.lstm(numbers(HLSTM(6, 8))).step(*(np.zeros(shape, np.float32) for shape in shapes))
+
+
+def test_an_unknown_activation_is_refused_by_name():
+    with pytest.raises(ValueError, match="'gelu': choose one of"):
+        cells.lstm(numbers(HLSTM(6, 8)), activation="gelu")
