@@ -124,17 +124,23 @@ def test_a_rest_that_does_not_fill_a_step_makes_a_step_of_its_own():
     assert made.history[0]["loss"] == pytest.approx(sum(loss.item() for loss in losses[:7]) / 7)
 
 
-@pytest.mark.parametrize("batches, seen", [(None, 6), (1, 1), (4, 4), (99, 6)])
-def test_growth_looks_at_the_last_steps_of_an_epoch(batches, seen):
-    task, gradients = Echo(2, batches=6), []
-    real, epoch = task.loss, []
+def gradients_of_each(task) -> list[torch.Tensor]:
+    """A list to which the task, from now on, adds the gradient of each batch by itself."""
+    real, found = task.loss, []
 
-    def loss(model, batch, device):                                     # the gradient of each batch, apart
+    def loss(model, batch, device):
         value = real(model, batch, device)
         if model.training:
-            epoch.append(torch.autograd.grad(value, model.out.weight, retain_graph=True)[0])
+            found.append(torch.autograd.grad(value, model.out.weight, retain_graph=True)[0])
         return value
     task.loss = loss
+    return found
+
+
+@pytest.mark.parametrize("batches, seen", [(None, 6), (1, 1), (4, 4), (99, 6)])
+def test_growth_looks_at_the_last_steps_of_an_epoch(batches, seen):
+    task = Echo(2, batches=6)
+    epoch = gradients_of_each(task)
     schedule = grow_and_prune(growth_batches=batches)
     _, gradients = trained(task, schedule)
     torch.testing.assert_close(gradients[0]["out.weight"], sum(epoch[6 - seen:6]))
@@ -209,14 +215,7 @@ def test_two_processes_come_to_what_one_comes_to_on_the_data_of_both(two, case):
 
 
 def test_a_rest_is_a_step_too_when_growth_looks_at_the_last_ones():
-    task, epoch = Echo(2, batches=7), []
-    real = task.loss
-
-    def loss(model, batch, device):                                # the gradient of each batch, apart
-        value = real(model, batch, device)
-        if model.training:
-            epoch.append(torch.autograd.grad(value, model.out.weight, retain_graph=True)[0])
-        return value
-    task.loss = loss
+    task = Echo(2, batches=7)
+    epoch = gradients_of_each(task)
     _, gradients = trained(task, grow_and_prune(growth_batches=1), accumulate=3)
     torch.testing.assert_close(gradients[0]["out.weight"], epoch[6])
