@@ -116,3 +116,24 @@ rule an4:
         # An archive that is at hand already is taken, otherwise it is downloaded.
         '{PYTHON} -m data_prep.an4 --out data/an4'
         ' ${{HLSTM_REAL_DATA:+--archive "$HLSTM_REAL_DATA/an4_sphere.tar.gz"}} 2>&1'
+
+
+# The archives of pictures are not to be had by an address: whoever has them says where they lie.
+rule captions:
+    output:
+        "data/{corpus}/manifest.csv",
+    wildcard_constraints:
+        corpus="ucm|flowers",
+    shell:
+        '{{ archives="${{HLSTM_REAL_DATA:?is not set: say with it where {wildcards.corpus}_captions.tar.gz lies, or'
+        ' prepare data/{wildcards.corpus} as the README tells}}"'
+        ' && {PYTHON} -m data_prep.karpathy --archive "$archives/{wildcards.corpus}_captions.tar.gz"'
+        ' --out data/{wildcards.corpus}'
+        ' && {PYTHON} -m data_prep.features --corpus data/{wildcards.corpus} --encoder efficientnet_lite0; }} 2>&1'
+
+
+rule coco:
+    output:
+        "data/coco/manifest.csv",
+    shell:
+        'echo "error: data/coco: 19 GB, to be prepared first; python -m data_prep.coco --help tells how"; exit 1'

@@ -27,10 +27,11 @@ import numpy as np
 import soundfile
 import typer
 
-from data_prep import corpus
+from data_prep import command, corpus
 from data_prep.corpus import SAMPLE_RATE, DataError, Row
 from data_prep.fetch import Progress, download, unpack
 from hlstm_src.errors import told
+from hlstm_src.files import missing
 
 
 @dataclass(frozen=True)
@@ -276,7 +277,7 @@ def prepare(
         archive = out.parent / source.urls[0].rsplit("/", 1)[1]
         digest = download(source.urls, archive, accepted)
     elif not Path(archive).is_file():
-        raise DataError(f"{archive}: no such file; give the path of the archive, or leave --archive out")
+        raise DataError(f"{missing(archive)}; give the path of the archive, or leave --archive out")
     else:
         digest = corpus.sha256_of(archive)
         if sha256 is not None and digest != sha256.lower():
@@ -315,6 +316,7 @@ def main(
     """Prepare the AN4 speech corpus: fetch or take the archive, check it, write WAV files and a manifest."""
     try:
         if check:
+            corpus.check_name(out, "an4")
             info = corpus.verify_corpus(out, f"prepare it again: python -m data_prep.an4 --out {out}")
             verdict = "is valid"
         else:
@@ -328,4 +330,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    command.run(main)

@@ -150,6 +150,9 @@ def write_corpus(
     learned = [caption for scene in scenes if scene.split == "train" for caption in tokens[scene.id]]
     min_count = default_min_count(len(learned)) if min_count is None else min_count
     words = build_vocabulary(learned, min_count)
+    if words == [UNKNOWN]:
+        raise DataError(f"{where}: no word stands {min_count:,} times in the training captions; "
+                        "choose a smaller --min-count")
     try:
         with new_folder(out, name) as folder:
             rows = []

@@ -22,8 +22,9 @@ from typing import Annotated
 
 import typer
 
+from data_prep import command
 from data_prep.captions import describe, verify_corpus
-from data_prep.corpus import DataError, check_replaceable
+from data_prep.corpus import DataError, check_name, check_replaceable
 from data_prep.fetch import download, unpack_zip
 from data_prep.karpathy import prepare_folder
 from hlstm_src.errors import told
@@ -126,6 +127,7 @@ def main(
     """Prepare MSCOCO by the Karpathy split: fetch or take it, check it, write tables and a vocabulary."""
     try:
         if check:
+            check_name(out, "coco")
             info, verdict = verify_corpus(out), "is valid"
         else:
             warn = partial(typer.echo, err=True)
@@ -140,4 +142,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    command.run(main)

@@ -75,16 +75,26 @@ def write_wave(path: Path, samples: np.ndarray) -> None:
         file.writeframes(samples.astype("<i2").tobytes())
 
 
+def _name(folder: Path) -> object:
+    """What the corpus in a folder calls itself, or None."""
+    try:
+        return json.loads((folder / "corpus.json").read_bytes())["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def check_name(folder: str | os.PathLike, name: str) -> None:
+    """Raise DataError if the corpus in `folder` says that it is another one than `name`."""
+    if (found := _name(Path(folder))) not in (None, name):
+        raise DataError(f"{folder}: is the corpus {found}; name the folder of {name} with --out")
+
+
 def check_replaceable(out: str | os.PathLike, name: str) -> None:
     """Raise DataError if `out` is there and is neither an empty folder nor a corpus called `name`."""
     out = Path(out)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    try:
-        found = json.loads((out / "corpus.json").read_bytes())["name"]
-    except (OSError, ValueError, KeyError, TypeError):
-        found = None
-    if found != name:
+    if _name(out) != name:
         raise DataError(f"{out}: is there and is no corpus called {name}; remove it or choose another folder")
 
 

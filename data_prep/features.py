@@ -19,6 +19,7 @@ import typer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from data_prep import command
 from data_prep.corpus import write_atomic
 from data_prep.fetch import Progress
 from hlstm_src.corpora import CaptionCorpus, CorpusError, Picture, UndecodablePicture
@@ -156,4 +157,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    command.run(main)

@@ -24,10 +24,12 @@ from typing import Annotated
 
 import typer
 
+from data_prep import command
 from data_prep.captions import Scene, describe, plain_path, tokenize, verify_corpus, write_corpus
 from data_prep.corpus import DataError, sha256_of
 from data_prep.fetch import unpack
 from hlstm_src.errors import told
+from hlstm_src.files import missing
 
 SPLIT_OF = {"train": "train", "restval": "train", "val": "valid", "test": "test"}
 REMEDY = "correct the file or fetch it again"
@@ -256,6 +258,8 @@ def prepare_archive(out: Path, archive: Path, **options) -> tuple[dict, bool]:
     Raises:
         DataError: the archive is damaged, harmful or of another layout, or see `prepare_folder`.
     """
+    if not archive.is_file():
+        raise DataError(f"{missing(archive)}; give the path of the archive with --archive")
     out.resolve().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.resolve().parent) as scratch:
         unpack(archive, scratch)
@@ -297,4 +301,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    command.run(main)

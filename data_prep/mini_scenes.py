@@ -22,7 +22,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from data_prep import captions
+from data_prep import captions, command
 from data_prep.captions import write_corpus
 from data_prep.corpus import SPLITS, DataError, check_replaceable
 from hlstm_src.errors import told
@@ -365,4 +365,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    command.run(main)

@@ -28,6 +28,7 @@ import soundfile
 import soxr
 import typer
 
+from data_prep import command
 from data_prep.corpus import SAMPLE_RATE, SPLITS, DataError, Row, write_atomic, write_corpus
 from hlstm_src.errors import told
 
@@ -320,4 +321,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    command.run(main)

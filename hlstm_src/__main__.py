@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,11 @@ QUICK = TRAINED.parent.parent / "ds2-hlstm3-fast/seed0.safetensors"
 RECOGNISER = QUICK.with_suffix(".compact.safetensors")
 TRAINED_CAPTIONER = TRAINED.parent.parent / "nt-hlstm1-compact/seed0.safetensors"
 CAPTIONER = TRAINED_CAPTIONER.with_suffix(".compact.safetensors")
+# What not everybody needs, by the name that is imported: which extra brings it, and what for.
+EXTRAS = {"numba": ("compact,bench", "the sparse engine"), "soxr": ("compact,bench", "sound of other rates"),
+          "PIL": ("data", "pictures"), "pycocoevalcap": ("scores", "the scores of captions"),
+          "thop": ("scores", "checking our counts"), "onnx": ("bench", "benches of the engine"),
+          "onnxruntime": ("bench", "benches of the engine")}
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Grow and Prune LSTMs: run and read the experiments of the book.")
 benches = typer.Typer(no_args_is_help=True, help="Measure speed: contestants take turns in one process.")
@@ -26,17 +32,33 @@ ProfileOption = Annotated[str, typer.Option(help="smoke, laptop, desk, wide or p
 JsonOption = Annotated[Path | None, typer.Option("--json", callback=possible, help="also write the timings here")]
 
 
+def _list(wanted: bool) -> None:
+    """Prints the names and titles of all experiments, and ends."""
+    if wanted:
+        from . import recipes
+        for name in recipes.CATALOGUE:
+            print(f"{name:<34} {recipes.recipe(name, 'smoke').title}")
+        raise typer.Exit
+
+
 @app.command()
 def run(name: Annotated[str, typer.Argument(help="experiment, such as ds2-lstm5")], profile: ProfileOption = "laptop",
         seed: Annotated[list[int], typer.Option(help="may be given several times")] = [0],  # noqa: B006
-        force: Annotated[bool, typer.Option(help="train even if there is a record")] = False):
+        force: Annotated[bool, typer.Option(help="train even if there is a record")] = False,
+        names: Annotated[bool, typer.Option("--list", is_eager=True, callback=_list,
+                                            help="print the experiments, and end")] = False):
     """Train an experiment, or say that its record is up to date."""
     from . import experiments, records
+    if name not in experiments.CATALOGUE and (near := get_close_matches(name, experiments.CATALOGUE)):
+        raise ValueError(f"experiment {name!r}: did you mean {', '.join(near)}? `run --list` names them all")
     experiments.recipe(name, profile)                                      # what cannot be is refused at once
     paths = {k: records.path_of(name, profile, k) for k in seed}
     for k, path in paths.items():
         before = path.stat().st_mtime_ns if path.exists() else None
+        if force or before is None:
+            possible(path)
         record = experiments.run(name, profile, k, force=force)
+        records.check_model(path.with_suffix(".safetensors"))
         if before == path.stat().st_mtime_ns:
             print(f"{name} {profile} seed {k}: recorded {str(record.provenance.ended)[:10]}; nothing to train (--force "
                   "trains anew)")
@@ -57,9 +79,13 @@ def evaluate(model: Annotated[Path, typer.Argument(help="a .safetensors file tha
              limit: Annotated[int | None, typer.Option(min=1, help="only so many utterances or pictures")] = None,
              show: Annotated[int, typer.Option(min=0, help="print so many transcripts or captions")] = 0):
     """Score a stored model on a corpus, a compact one on the engine."""
-    from . import experiments
+    from . import experiments, records
     from .masks import load_tensors
-    if "kind" in load_tensors(model)[1]:                           # `pack` wrote it
+    about = load_tensors(model)[1]
+    records.check_model(model)
+    if about.get("benchmark") == "toy" and (limit is not None or show):
+        raise ValueError(f"{model}: a network of the interlock is scored whole; leave out --limit and --show")
+    if "kind" in about:                                            # `pack` wrote it
         from . import packed
         opened, rates, heard = packed.evaluate(model, corpus, split, limit)
     else:
@@ -92,10 +118,10 @@ def pack(model: Annotated[Path, typer.Argument(help="a .safetensors file that `r
     size = packing.pack(model, out, values)
     for name, matrix in load_compact(out).matrices.items():
         print(f"{name:<32} {matrix.kind:<8} {matrix.why}")
-    print("\nbytes on disk")
+    print("\nbytes of its tensors on disk")
     for name, n in packing.sizes(model).items():
         print(f"  {name:<18} {n:>12,}")
-    print(f"wrote {_short(out)}: {size:,} bytes")
+    print(f"wrote {_short(out)}: {size:,} bytes with what it says of itself")
 
 
 @app.command()
@@ -297,6 +323,7 @@ def doctor():
     """Look at this machine: packages, cores, GPU, corpora. Exit code 1 if something needed is missing."""
     import torch
 
+    from .caption_scores import java
     from .library import has_bfloat16
     from .profiles import MINI_SCENES, MINI_SPEECH, PROFILES, ROOT, home, place
     missing = []
@@ -307,9 +334,14 @@ def doctor():
         print(f"{'ok     ' if found else 'absent ' if spare else 'missing'}  package {package}"
               + (": for the book, which is not here" if spare and not found else ""))
         missing += [] if found or spare else [package]
+    for package, (extra, use) in EXTRAS.items():
+        found = importlib.util.find_spec(package) is not None
+        print(f"ok       package {package}" if found else
+              f"absent   package {package}: for {use}; install it with `pip install '.[{extra}]'`")
     print(f"ok       torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores, "
           + (torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"))
-    able = {"products in bfloat16": (has_bfloat16(), "recipes that ask for it train in float32")}
+    able = {"products in bfloat16": (has_bfloat16(), "recipes that ask for it train in float32"),
+            "Java": (java(), "captions are scored without METEOR and PTB's tokens")}
     if importlib.util.find_spec("numba"):
         from .compact.kernels import cpu_features
         able["AVX-512"] = cpu_features(), "unstructured sparse layers gain less speed"
@@ -347,12 +379,11 @@ def main() -> None:
         print(error if code == 130 else f"error: {told(error)}", file=sys.stderr)
         sys.exit(code)
     except ModuleNotFoundError as missing:
-        extra = {"numba": "compact,bench", "soxr": "compact,bench", "onnx": "bench", "onnxruntime": "bench",
-                 "PIL": "data", "pycocoevalcap": "scores", "thop": "scores"}.get((missing.name or "").partition(".")[0])
-        if extra is None:
+        package = (missing.name or "").partition(".")[0]
+        if package not in EXTRAS:
             raise
-        print(f"error: {missing.name} is not installed; install what this needs with `pip install '.[{extra}]'`",
-              file=sys.stderr)
+        print(f"error: {missing.name} is not installed; install what this needs with `pip install "
+              f"'.[{EXTRAS[package][0]}]'`", file=sys.stderr)
         sys.exit(1)
 
 

@@ -213,7 +213,8 @@ def read(path: str | Path) -> RunRecord:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RecordError(f"{path}: no such record; make it with python -m hlstm_src run") from None
+        raise RecordError(f"{path}: no such record; make it with python -m hlstm_src run (--list names what there is)"
+                          ) from None
     except (OSError, ValueError) as error:  # ValueError covers bad JSON and bad UTF-8
         raise RecordError(f"{path}: cannot be read as JSON ({error}); {anew}") from None
     version = data.get("schema_version") if isinstance(data, dict) else None
@@ -224,6 +225,23 @@ def read(path: str | Path) -> RunRecord:
         return RunRecord.model_validate(data)
     except ValidationError as error:
         raise RecordError(f"{path}: {_first(error)}; {anew}") from None
+
+
+def check_model(file: str | Path) -> None:
+    """Raise RecordError if the record beside a model file tells of other bytes.
+
+    A flipped bit in a weight reads as well as the right one. Where there is no such file, or no record of it, nothing
+    is known, and nothing said.
+    """
+    file = Path(file)
+    record = file.with_suffix(".json")
+    if not (file.is_file() and record.is_file()):
+        return
+    told = read(record)
+    if file.name == told.model.file and hashlib.sha256(file.read_bytes()).hexdigest() != told.model.sha256:
+        raise RecordError(f"{file}: not the model that {record.name} tells of, but damaged, or of another run; restore "
+                          f"it from git or train it anew: python -m hlstm_src run {told.experiment} --profile "
+                          f"{told.profile} --seed {told.seed} --force")
 
 
 def folder(profile: str, root: str | Path | None = None) -> Path:

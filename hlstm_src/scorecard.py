@@ -173,8 +173,7 @@ def goals(profile: str = RECORDED, root: str | Path | None = None, ending: str =
         return st.heard_best(names, root, profile) or names[0]
     if ending:
         lstm, dense, accurate, *smaller = (f"{name}{ending}" for name in (
-            st.BASELINE, st.DENSE, f"{st.DENSE}-gp-gradual", f"{st.DENSE}-medium-gp-gradual", st.FAST,
-            f"{st.COMPACT}-gp-gradual"))
+            st.BASELINE, st.DENSE, f"{st.DENSE}-gp-gradual", st.MEDIUM, st.FAST, f"{st.COMPACT}-gp-gradual"))
         dense, accurate = best(dense, f"{st.DENSE}-dropout{ending}"), best(accurate, st.FAST + ending)
     else:
         lstm, dense, accurate, *smaller = st.BASELINE, st.DENSE, *(

@@ -25,7 +25,7 @@ from .scores import interval, word_errors
 from .tables import MISSING, RECORDED, Table, factor, percent, spread
 
 BASELINE, DENSE, ACCURATE, COMPACT = "ds2-lstm5", "ds2-hlstm3", "ds2-hlstm3-gp", "ds2-hlstm3-compact"
-FAST = "ds2-hlstm3-fast"
+FAST, MEDIUM = "ds2-hlstm3-fast", "ds2-hlstm3-medium-gp-gradual"
 WIDE = "wide"          # the profile whose recognisers are as wide as the paper's
 LONG, ALL, LONGER = "-long", "-long-all", "-longer"    # the ends of the names of those that were trained twice as long,
                                        # as long and on the validation speakers, too, and four times as long
@@ -108,7 +108,8 @@ def tab_ds2_long(root: str | Path | None = None, profile: str = RECORDED) -> Tab
     """The recognisers that were trained longer, with more of the sound blanked (`tab-ds2-long`), beside those of the
     usual recipe: error rates of both, and the difference from the LSTM x5 that was trained as long."""
     rows = [("LSTM x5", BASELINE), ("H-LSTM x3", DENSE), ("H-LSTM x3, dropout in the gates", f"{DENSE}-dropout"),
-            ("accurate", f"{DENSE}-gp-gradual"), ("fast", FAST), ("compact", f"{COMPACT}-gp-gradual")]
+            ("accurate", f"{DENSE}-gp-gradual"), ("medium", MEDIUM), ("fast", FAST),
+            ("compact", f"{COMPACT}-gp-gradual")]
     usual, longer = "the usual recipe", "trained longer"
     columns = [(usual, "WER %, validation"), (usual, WER.heading), (longer, "epochs"), (longer, "WER %, validation"),
                (longer, WER.heading), (longer, "against LSTM x5")]
@@ -128,7 +129,9 @@ def tab_ds2_long(root: str | Path | None = None, profile: str = RECORDED) -> Tab
                                   f"{apart[0]:+.1f} ({apart[1]:+.1f} to {apart[2]:+.1f})" if apart else MISSING]))
     notes = ["In brackets behind a difference from the LSTM x5 of as many epochs: what other utterances of these "
              "speakers could make of it (95 %).",
-             "Accurate, fast and compact: H-LSTM x3, grown, then pruned gradually; fast in blocks, convolutions, too."]
+             "Accurate, medium, fast and compact: H-LSTM x3, grown, then pruned gradually; fast in blocks, "
+             "convolutions, too; medium to as many live recurrent weights as the compact network has in the paper's "
+             "width."]
     return Table("tab-ds2-long", "Recognisers trained for longer, with more of the sound blanked", "network", columns,
                  lines, notes)
 

@@ -1,5 +1,6 @@
 """The command line: help, errors of one line, Ctrl-C and going on, scores of stored models."""
 
+import importlib.util
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from hlstm_src import __main__ as command
-from hlstm_src import bench, experiments, library, profiles, records
+from hlstm_src import bench, caption_scores, experiments, library, profiles, records
 from hlstm_src.corpora import SpeechCorpus
 from tests.speech import make_corpus, use_corpus
 
@@ -80,6 +81,7 @@ def test_every_command_has_help(words, told):
 
 @pytest.mark.parametrize("words, told", [
     (["run", "ds3"], "experiment 'ds3': choose one of ds2-lstm5, ds2-lstm4, ds2-gru4"),
+    (["run", "ds2-hlstm3-gp-gradul"], "experiment 'ds2-hlstm3-gp-gradul': did you mean ds2-hlstm3-gp-gradual, "),
     (["run", "ds2-lstm5", "--profile", "huge"], "profile 'huge': choose one of smoke, laptop, desk, wide, paper"),
     (["report", "--profile", "huge"], "choose one of smoke, laptop, desk, wide, paper"),
     (["run", "ds2-lstm5", "--profile", "smoke", "--seed", "-1"], "seed -1: a seed is a whole number from 0 to"),
@@ -89,6 +91,13 @@ def test_every_command_has_help(words, told):
 def test_unknown_names_are_one_line_that_lists_the_choices(call, words, told):
     code, out, err = call(*words)
     assert code == 1 and told in one_line(err) and not out
+
+
+def test_run_lists_the_experiments(call):
+    code, out, _ = call("run", "--list")
+    lines = out.splitlines()
+    assert code == 0 and [line.split()[0] for line in lines] == list(experiments.CATALOGUE)
+    assert re.fullmatch(r"ds2-lstm5 +DeepSpeech2, LSTM x5, dense", lines[0])
 
 
 def test_the_module_itself_ends_with_code_1_and_one_line(root):
@@ -154,6 +163,41 @@ def test_run_report_and_evaluate_tell_the_same(call, corpus, tmp_path):
     assert f"CER {record.scores['cer']:.4f} %" in out and f"heard  {record.samples[0]['hypothesis']}\n" in out
 
 
+def test_a_model_that_is_not_the_recorded_one_is_told(call, corpus):
+    """One flipped bit of a weight, and the scores would be another's. A file without a record is taken as it is."""
+    assert call("run", "ds2-lstm5", "--profile", "smoke")[0] == 0
+    model = records.path_of("ds2-lstm5", "smoke", 0).with_suffix(".safetensors")
+    data = bytearray(model.read_bytes())
+    data[-3] ^= 1
+    model.write_bytes(data)
+    for words in (["evaluate", model, "--corpus", corpus], ["run", "ds2-lstm5", "--profile", "smoke"]):
+        code, out, err = call(*words)
+        assert code == 1 and f"{model}: not the model that seed0.json tells of" in one_line(err) and "WER" not in out
+        assert "python -m hlstm_src run ds2-lstm5 --profile smoke --seed 0 --force" in err
+    alone = model.rename(model.with_name("alone.safetensors"))
+    assert call("evaluate", alone, "--corpus", corpus)[0] == 0
+    model.with_suffix(".json").unlink()
+    alone.rename(model)
+    assert call("evaluate", model, "--corpus", corpus)[0] == 0
+
+
+def test_run_tries_its_place_before_it_trains(call, monkeypatch):
+    path = records.path_of("ds2-lstm5", "smoke", 0)
+    path.parent.parent.mkdir(parents=True)
+    path.parent.touch()
+    monkeypatch.setattr(experiments, "run", None)                  # to train would be another error
+    code, _, err = call("run", "ds2-lstm5", "--profile", "smoke")
+    assert code == 1 and f"{path.parent}: a file stands where a folder is needed" in one_line(err)
+
+
+def test_the_interlock_is_scored_whole(call):
+    assert call("run", "toy-gp", "--profile", "smoke")[0] == 0
+    model = records.path_of("toy-gp", "smoke", 0).with_suffix(".safetensors")
+    for words in (["--limit", 3], ["--show", 1]):
+        code, _, err = call("evaluate", model, *words)
+        assert code == 1 and "leave out --limit and --show" in one_line(err)
+
+
 def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(call, corpus, root, tmp_path):
     """In a real process: it ends with 130 and says how to go on; then it is as if nothing had happened."""
     words = [sys.executable, "-c", PROGRAM, str(corpus), "run", "ds2-lstm5", "--profile", "smoke"]
@@ -193,11 +237,18 @@ def test_doctor_tells_what_is_there_and_what_is_not(call, monkeypatch, tmp_path)
     assert "missing" not in out and "absent" not in out
     kernels = pytest.importorskip("hlstm_src.compact.kernels")
     for able in (True, False):
+        monkeypatch.setattr(caption_scores, "java", lambda able=able: able)
         monkeypatch.setattr(library, "has_bfloat16", lambda able=able: able)
         monkeypatch.setattr(kernels, "cpu_features", lambda able=able: able)
         code, out, _ = call("doctor")
-        assert code == 0 and out.count("without  ") == (0 if able else 2)
+        assert code == 0 and out.count("without  ") == (0 if able else 3)
         assert ("without  products in bfloat16: recipes that ask for it train in float32" in out) is not able
+
+    with monkeypatch.context() as lacking:
+        lacking.setattr(importlib.util, "find_spec", lambda name: None if name == "pycocoevalcap" else name)
+        code, out, _ = call("doctor")
+    assert code == 0 and out.count("absent") == 1
+    assert "absent   package pycocoevalcap: for the scores of captions; install it with `pip install '.[scores]'" in out
 
     (tmp_path / "data/an4/corpus.json").unlink()
     code, out, _ = call("doctor")

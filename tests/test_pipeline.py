@@ -288,6 +288,22 @@ def test_a_graph_that_does_not_hang_together_is_one_clear_message(small, name, t
     assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
 
 
+def test_pictures_that_are_not_there_are_asked_for_in_our_words(small):
+    """The archives are taken from the folder that is named; without one, and of MSCOCO, the error says what to do."""
+    small.write("book/trains.ipynb", notebook("trains", corpora=["captions"]))
+    for profile, message in (("desk", "HLSTM_REAL_DATA: is not set: say with it where ucm_captions.tar.gz lies, or"),
+                             ("paper", "error: data/coco: 19 GB, to be prepared first; python -m data_prep.coco")):
+        done = small.make(profile)
+        assert done.returncode != 0 and message in done.stdout, done.stdout + done.stderr
+        assert "MissingInput" not in done.stderr
+    for name, does in (("karpathy", "open('data/ucm/manifest.csv', 'w').write(sys.argv[2])"),
+                       ("features", "open('features.txt', 'w').write(' '.join(sys.argv[1:]))")):
+        small.write(f"data_prep/{name}.py", f"import sys\n{does}\n")
+    small.call("env", "HLSTM_REAL_DATA=/archives", "make", "book", "PROFILE=desk", f"PY={sys.executable}")
+    assert (small.folder / "data/ucm/manifest.csv").read_text() == "/archives/ucm_captions.tar.gz"
+    assert (small.folder / "features.txt").read_text() == "--corpus data/ucm --encoder efficientnet_lite0"
+
+
 # --- the real book ---------------------------------------------------------------------------------
 
 def test_chapters_declare_the_runs_they_ask_for(root):

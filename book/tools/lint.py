@@ -22,6 +22,8 @@ import nbformat
 from book.tools.graph import ROOT
 
 LONGEST = 25  # lines of a code cell: more does not fit a slide
+WIDEST = 88  # columns of code that readers see, imports aside: more goes on below on the page (see book.css)
+HIDDEN = {"hide-cell", "hide-input", "remove-cell", "remove-input"}
 PARAMETERS = "parameters"
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 # What a notebook may say about itself: its kernel, its language, and what the pipeline must prepare.
@@ -109,6 +111,10 @@ def problems(path: Path) -> list[str]:
                 found.append(f"{where}: outputs are kept (make fix)")
             if (lines := len(text(cell).splitlines())) > LONGEST:
                 found.append(f"{where}: {lines} lines of code, {LONGEST} at most; split it")
+            if not HIDDEN & set(tags(cell)):
+                found += [f"{where}, line {n}: {len(line)} columns of code, {WIDEST} at most where it is shown"
+                          for n, line in enumerate(text(cell).splitlines(), 1)
+                          if len(line) > WIDEST and not line.startswith(("from ", "import "))]
             if "raises-exception" in tags(cell):
                 found.append(f"{where}: tagged raises-exception, which would hide a failure")
         if match := MACHINE_PATH.search(text(cell)):

@@ -88,6 +88,7 @@ def test_fix_strips_names_and_keeps_what_the_pipeline_needs(write):
     (lambda n: n.update(nbformat_minor=2), "not a valid notebook"),
     (lambda n: n["cells"][0].update(source="Title"), "not the title"),
     (lambda n: n["cells"][2].update(source="x = 1\n" * 26), "26 lines of code"),
+    (lambda n: n["cells"][2].update(source="y = 2\nx = '" + "a" * 83 + "'"), "line 2: 89 columns of code, 88 at most"),
     (lambda n: n["cells"][2].update(source="open('/home/me/data.csv')"), "a path of one machine: /home/m"),
     (lambda n: n["cells"][2].update(source=r"open('C:\data\x.csv')"), "a path of one machine"),
     (lambda n: n["cells"][2]["metadata"].update(collapsed=True), "metadata besides tags"),
@@ -98,6 +99,12 @@ def test_check_finds(write, capsys, change, message):
     assert message in "\n".join(lint.problems(path))
     assert lint.main(["check", str(path)]) == 1
     assert str(path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source, tags", [("from a import " + "b" * 99, []), ("x = '" + "a" * 82 + "'", []),
+                                          ("x = '" + "a" * 99 + "'", ["hide-input"])])
+def test_code_is_as_wide_as_the_page_where_it_is_shown(write, source, tags):
+    assert lint.problems(write(code(source), change=lambda n: n["cells"][2]["metadata"].update(tags=tags))) == []
 
 
 @pytest.mark.parametrize("source", ["x = a/tmp/b", "see https://example.org/home/x", "./tmp/x", "N: width"])

@@ -242,6 +242,8 @@ def test_the_command_line_builds_checks_and_reports(archive, small_an4, tmp_path
     ("arguments", "why"),
     [
         (["--archive", "nowhere.tar.gz"], "nowhere.tar.gz: no such file"),
+        (["--archive", "folder"], "folder: a folder; name a file"),
+        (["--check", "--out", "folder"], "folder: is the corpus mini; name the folder of an4 with --out"),
         (["--archive", "notes.txt"], "notes.txt: truncated or damaged"),
         (["--sha256", "12"], "--sha256 12: is not 64"),
         (["--check"], "corpus.json: No such file"),
@@ -249,12 +251,14 @@ def test_the_command_line_builds_checks_and_reports(archive, small_an4, tmp_path
 )
 def test_errors_on_the_command_line_are_one_line_and_exit_code_1(arguments, why, tmp_path):
     (tmp_path / "notes.txt").write_text("not an archive")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/corpus.json").write_text('{"name": "mini"}')
     command = [sys.executable, "-m", "data_prep.an4", "--out", "out", *arguments]
     env = os.environ | {"PYTHONPATH": str(Path(an4.__file__).parents[1])}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     errors = [line for line in done.stderr.splitlines() if not line.startswith("warning:")]
     assert done.returncode == 1 and len(errors) == 1 and errors[0].startswith("error: ") and why in errors[0]
-    assert names_in(tmp_path) == ["notes.txt"]
+    assert names_in(tmp_path) == ["folder", "notes.txt"]
 
 
 @pytest.mark.real

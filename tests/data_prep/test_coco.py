@@ -130,6 +130,10 @@ def test_the_command_line_says_each_error_in_a_line(source, tmp_path, monkeypatc
     done = CliRunner().invoke(app, ["--out", str(tmp_path / "data/coco")])
     lines = [line for line in done.stderr.splitlines() if "error:" in line]
     assert done.exit_code == 1 and len(lines) == 3 and all("pass --sha256" in line for line in lines)
+    (tmp_path / "mini").mkdir()
+    (tmp_path / "mini/corpus.json").write_text('{"name": "mini"}')
+    done = CliRunner().invoke(app, ["--out", str(tmp_path / "mini"), "--check"])
+    assert done.exit_code == 1 and "mini: is the corpus mini; name the folder of coco with --out" in done.stderr
 
 
 def put(archive, name, data=b"data", **about):

@@ -275,7 +275,9 @@ def test_the_command_line_builds_checks_and_reports(place, tmp_path):
     for arguments, what in ((["--check"], "3.png: differs"), (["--captions", captions], "give either --archive"),
                             (["--archive", "nowhere.tar.gz"], "nowhere.tar.gz: no such file"),
                             (["--archive", images], f"{images}: a folder; name a file"),
-                            (["--archive", "x.tar.gz", "--out", f"{captions}/below"], "where a folder is needed"),
+                            (["--archive", captions, "--out", f"{captions}/below"], "where a folder is needed"),
+                            (["--captions", captions, "--images", images, "--min-count", 10 ** 6],
+                             "no word stands 1,000,000 times"),
                             (["--captions", captions, "--images", "none"], "none: no such folder")):
         done = run(*arguments)
         assert done.returncode == 1 and done.stderr.startswith("error: ") and what in done.stderr
