@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -385,6 +386,25 @@ def test_whoever_stops_the_build_stops_its_jobs(tmp_path):
     going.terminate()
     assert b"KeyboardInterrupt" in going.communicate(timeout=60)[1]        # which `main` turns into a message
     until(lambda: not alive(int(started.read_text())))
+
+
+def test_two_builds_do_not_meet(tmp_path):
+    """The second is refused for as long as Snakemake runs, even if what started it was killed; then the way is free."""
+    started = tmp_path / "started"
+    child = f"import os, time; open({str(started)!r}, 'w').write(str(os.getpid())); time.sleep(120)"
+    code = ("from pathlib import Path; from book.tools import build\n"
+            f"with build.alone(Path({str(tmp_path)!r})) as keep:\n"
+            f"    build.run([{sys.executable!r}, '-c', {child!r}], True, keep)")
+    going = subprocess.Popen([sys.executable, "-c", code], cwd=graph.ROOT)
+    until(lambda: started.exists() and started.read_text())
+    going.kill()
+    going.wait()
+    with pytest.raises(graph.GraphError, match="another build is at work in this folder"), build.alone(tmp_path):
+        pass
+    os.kill(int(started.read_text()), signal.SIGKILL)
+    until(lambda: not alive(int(started.read_text())))
+    with build.alone(tmp_path):
+        pass
 
 
 def until(true, seconds=60):

@@ -15,12 +15,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
 
 from book.tools.graph import PROFILES, ROOT, GraphError, chapters
 
 # A job is due when an input is newer and differs, or when the set of its inputs changed.
-# The last one takes no value, so that what follows it may be a file to make.
+# The last one takes no value, so that what follows it may be a file to make. Snakemake's own lock would outlive
+# a build that was killed; see `alone`.
 SETTINGS = (
     "--rerun-triggers", "mtime", "input",
     "--rerun-incomplete",
@@ -37,15 +45,35 @@ def snakemake(profile: str, jobs: int, *more: str) -> list[str]:
             *SETTINGS, *more]
 
 
-def run(command: list[str], loud: bool) -> tuple[int, str]:
-    """Run Snakemake; its exit code, and what remains to be said about a failure.
+@contextmanager
+def alone(root: Path) -> Iterator[tuple[int, ...]]:
+    """Only one build at a time in a checkout, since two would write the same files.
+
+    Gives the descriptors to hand on to Snakemake, so that the place is taken for as long as it runs, however this
+    process ends; and free when nobody runs any more.
+
+    Raises:
+        GraphError: another build is at work here.
+    """
+    (root / "_build").mkdir(exist_ok=True)
+    with open(root / "_build" / ".building", "a") as file:
+        if fcntl:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise GraphError(f"{root}: another build is at work in this folder; wait for it, or stop it") from None
+        yield (file.fileno(),) if fcntl else ()
+
+
+def run(command: list[str], loud: bool, keep: tuple[int, ...] = ()) -> tuple[int, str]:
+    """Run Snakemake, which is handed the descriptors `keep`; its exit code, and what remains to be said of a failure.
 
     The jobs write to standard output, also their errors; standard error is Snakemake's own. A job that
     failed has said why, so only its name is repeated; a fault of the graph only Snakemake can tell.
     """
     # A session of its own: whoever stops the build stops Snakemake and all its jobs, and none starts after that.
     child = subprocess.Popen(command, cwd=ROOT, stderr=None if loud else subprocess.PIPE, text=True,
-                             start_new_session=True)
+                             start_new_session=True, pass_fds=keep)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _, told = child.communicate()
@@ -92,7 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
     started = time.monotonic()
     try:
         chapters()
-        code, errors = run(snakemake(given.profile, given.jobs, *given.more), loud=bool(given.more))
+        with alone(ROOT) as keep:
+            code, errors = run(snakemake(given.profile, given.jobs, *given.more), bool(given.more), keep)
     except GraphError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
