@@ -128,11 +128,11 @@ def tab_scorecard(root: str | Path | None = None, brief: bool = False) -> Table:
     notes = [f"Desk size: speech on all of AN4, with cells {width} wide; captions on UCM-Captions instead of MSCOCO, "
              "with cells as wide as the paper's. The paper's width: speech on AN4 in cells "
              f"{PROFILES[st.WIDE].speech.hidden} wide, with twice as much sound in a step and a third of the epochs "
-             "that the paper's size allows. Each network against our own LSTM, of five layers for speech and of three "
-             "for captions.",
-             "The score is WER in percent for speech (lower is better; in brackets what other utterances of these "
-             "speakers could make of it, 95 %), and CIDEr for captions (higher is better). A smaller or quicker model "
-             "meets a claim only if that is no worse, in the mean of the seeds."]
+             "that the paper's size allows. Each network is compared with our own LSTM, of five layers for speech and of "
+             "three for captions.",
+             "The score is WER in percent for speech (lower is better; in brackets the range that other utterances of "
+             "these speakers could give, 95 %), and CIDEr for captions (higher is better). A smaller or quicker model "
+             "meets a claim only if its score is no worse, in the mean of the seeds."]
     return Table("tab-scorecard", "What the abstracts claim, and what came of it", "claim", columns, lines,
                  notes[:1] if brief else notes, frozenset({"our model", "recorded", "verdict"}))
 
@@ -214,11 +214,11 @@ def tab_goals(root: str | Path | None = None) -> Table:
         lines += [(f"\u2003{size}", [own.model, own.recorded, own.against, own.seeds, own.verdict])
                   for size, each in found.items() if (own := each[k]).model != MISSING or size in SIZES.values()]
     columns = [("", head) for head in heads]
-    notes = ["Weights are held against the LSTM x5 in the paper's width, errors and times against our own LSTM x5 of "
-             "the same size, trained as long.",
-             "Which network is judged, validation speakers decide: as the accurate one, among those with most seeds; "
-             f"as the compact one, among those that are {FEWER}x smaller. In brackets: what other utterances of these "
-             "speakers could make of the difference (95 %). Times are of whole utterances, one by one on one thread, "
-             "each network on its quickest engine."]
+    notes = ["Weights are compared with those of the LSTM x5 in the paper's width; errors and times with those of our "
+             "own LSTM x5 of the same size, trained as long.",
+             "The validation speakers decide which network is judged: as the accurate one, among those with most seeds; "
+             f"as the compact one, among those that are at least {FEWER}x smaller. In brackets: the range that other "
+             "utterances of these speakers could give the difference (95 %). Times are of whole utterances, one by one "
+             "on one thread, each network on its quickest engine."]
     return Table("tab-goals", "Our own goals for AN4", "goal", columns, lines, notes,
                  frozenset({"our network", "recorded", "verdict"}))

@@ -127,8 +127,8 @@ def tab_ds2_long(root: str | Path | None = None, profile: str = RECORDED) -> Tab
             told = ", on validation speakers, too" if end == ALL else ""
             lines.append((label + told, [*before, f"{runs[0].recipe['schedule']['epochs']}", *rates(runs),
                                   f"{apart[0]:+.1f} ({apart[1]:+.1f} to {apart[2]:+.1f})" if apart else MISSING]))
-    notes = ["In brackets behind a difference from the LSTM x5 of as many epochs: what other utterances of these "
-             "speakers could make of it (95 %).",
+    notes = ["In brackets after a difference from the LSTM x5 of as many epochs: the range that other utterances of "
+             "these speakers could give (95 %).",
              "Accurate, medium, fast and compact: H-LSTM x3, grown, then pruned gradually; fast in blocks, "
              "convolutions, too; medium to as many live recurrent weights as the compact network has in the paper's "
              "width."]
@@ -287,10 +287,10 @@ def tab_ds2_claims(root: str | Path | None = None, profile: str = RECORDED) -> T
     notes = [f"Recorded ({profile}) on AN4 with cells {width} wide, greedy; the paper's are "
              f"{paper.claim('deepspeech2.width').value:g} wide.",
              "A smaller or quicker model meets a claim only if its word error rate is no higher, in the mean of seeds.",
-             "In brackets: what other utterances of these speakers could make of the difference (95 %, both networks "
-             "hear the same ones); \"within chance\" where the interval reaches down to zero.",
-             "Accurate and compact: of those pruned in rounds, gradually, with their convolutions or in blocks, the "
-             "ones with most seeds, and of these the ones that hear the validation speakers best, "
+             "In brackets: the range that other utterances of these speakers could give the difference (95 %; both "
+             "networks hear the same ones); \"within chance\" where it reaches down to zero.",
+             "Accurate and compact: of the networks pruned in rounds, gradually, with their convolutions or in blocks, "
+             "those with most seeds, and among these the ones that hear the validation speakers best: "
              f"{accurate} and {compact}.",
              "Time: whole utterances, one by one on one thread, each network on its quickest engine."]
     for cell in ("LSTM", "H-LSTM"):
