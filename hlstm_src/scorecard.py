@@ -128,8 +128,8 @@ def tab_scorecard(root: str | Path | None = None, brief: bool = False) -> Table:
     notes = [f"Desk size: speech on all of AN4, with cells {width} wide; captions on UCM-Captions instead of MSCOCO, "
              "with cells as wide as the paper's. The paper's width: speech on AN4 in cells "
              f"{PROFILES[st.WIDE].speech.hidden} wide, with twice as much sound in a step and a third of the epochs "
-             "that the paper's size allows. Each network is compared with our own LSTM, of five layers for speech and of "
-             "three for captions.",
+             "that the paper's size allows. Each network is compared with our own LSTM, of five layers for speech and "
+             "of three for captions.",
              "The score is WER in percent for speech (lower is better; in brackets the range that other utterances of "
              "these speakers could give, 95 %), and CIDEr for captions (higher is better). A smaller or quicker model "
              "meets a claim only if its score is no worse, in the mean of the seeds."]
@@ -216,7 +216,7 @@ def tab_goals(root: str | Path | None = None) -> Table:
     columns = [("", head) for head in heads]
     notes = ["Weights are compared with those of the LSTM x5 in the paper's width; errors and times with those of our "
              "own LSTM x5 of the same size, trained as long.",
-             "The validation speakers decide which network is judged: as the accurate one, among those with most seeds; "
+             "Validation speakers decide which network is judged: as the accurate one, among those with most seeds; "
              f"as the compact one, among those that are at least {FEWER}x smaller. In brackets: the range that other "
              "utterances of these speakers could give the difference (95 %). Times are of whole utterances, one by one "
              "on one thread, each network on its quickest engine."]
