@@ -118,7 +118,7 @@ def pack(model: Annotated[Path, typer.Argument(help="a .safetensors file that `r
     size = packing.pack(model, out, values)
     for name, matrix in load_compact(out).matrices.items():
         print(f"{name:<32} {matrix.kind:<8} {matrix.why}")
-    print("\nbytes of its tensors on disk")
+    print("\nbytes on disk, tensors alone")
     for name, n in packing.sizes(model).items():
         print(f"  {name:<18} {n:>12,}")
     print(f"wrote {_short(out)}: {size:,} bytes with what it says of itself")

@@ -11,8 +11,10 @@ import pytest
 
 from data_prep import command
 
+# Where the tests are run in the background, SIGINT is ignored, and so it would be by their children.
 PROGRAM = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from data_prep import command, corpus
 def main() -> None:
