@@ -273,7 +273,7 @@ def tab_ds2_claims(root: str | Path | None = None, profile: str = RECORDED) -> T
         goal, values = paper.goal(f"deepspeech2.{key}"), found.values()
         told = [show(value) + (f" on {cpu}" if cpu else "") for cpu, value in found.items()]
         if len(told) > 1:
-            told = [f"{show(min(values))} to {show(max(values))}, {len(told)} measurements"]
+            told = [f"{show(min(values))} to {show(max(values))}, {len(told)} timings"]
         gain = statistics.fmean(rates[name]) - statistics.fmean(rates[BASELINE]) if rates[name] and base else None
         drawn = paired(runs[name], base)
         judged = (rate_verdict(rates[name], goal.value) if key == "wer_gp" else
@@ -295,7 +295,7 @@ def tab_ds2_claims(root: str | Path | None = None, profile: str = RECORDED) -> T
              "those with most seeds, and among these the ones that hear the validation speakers best: "
              f"{accurate} and {compact}.",
              "Time: whole utterances, one by one on one thread, each network on its quickest engine; of several "
-             "measurements the least gain and the greatest, and the least is judged."]
+             "timings the least gain and the greatest, and the least is judged."]
     for cell in ("LSTM", "H-LSTM"):
         if small := records.find(profile, f"ds2-small-{cell.replace('-', '').lower()}", root):
             notes.append(f"For comparison, WER in percent of a dense {cell} as small as the compact model: "

@@ -62,7 +62,7 @@ def test_latency_is_that_of_the_quickest_engines(tmp_path, microseconds, rates, 
     measured(tmp_path, "later", "another", times | {"engine": 50})
     cells = st.tab_ds2_claims(tmp_path).rows[3][1]
     least, most = sorted([shown, "50 % (2.0x)"])
-    assert cells[1] == f"{least} to {most}, 2 measurements"
+    assert cells[1] == f"{least} to {most}, 2 timings"
 
 
 @pytest.mark.parametrize("rates, chosen", [
@@ -119,7 +119,7 @@ def test_times_of_different_processors_are_not_held_against_each_other(tmp_path)
     measured(tmp_path, "a", "quick", {"engine": 40, "ds2-lstm5, engine": 50, "ds2-hlstm3-fast, engine": 25})
     measured(tmp_path, "b", "slow", {"engine": 90, "ds2-lstm5, engine": 100})
     compact, fast = st.tab_ds2_claims(tmp_path).rows[3:]                   # the fast one is the most accurate, too
-    assert compact[1][:2] == ["compact: in rounds", "10 % (1.1x) to 20 % (1.2x), 2 measurements"]
+    assert compact[1][:2] == ["compact: in rounds", "10 % (1.1x) to 20 % (1.2x), 2 timings"]
     assert compact[1][-1] == "not met"
     assert fast[1][:2] == ["accurate, fast: in blocks", "50 % (2.0x) on quick"] and fast[1][-1] == "met, by one seed"
     measured(tmp_path, "0", "quick", {"engine": 10, "ds2-lstm5, engine": 20}, "2026-11-02T09:05:00+00:00")
