@@ -102,7 +102,7 @@ def _fetch_one(url: str, part: Path, accepted: Collection[str], tries: int, paus
         try:
             resumed = _transfer(url, part, **limits)
             digest = sha256_of(part)
-            if digest not in accepted and resumed:
+            if accepted and digest not in accepted and resumed:
                 # The earlier bytes may come from another mirror or another version: once more, from nothing.
                 part.unlink()
                 _transfer(url, part, **limits)

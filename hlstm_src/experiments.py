@@ -7,6 +7,8 @@ are made anew only with `force=True`.
 """
 
 import hashlib
+import os
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +20,7 @@ from . import benchmarks, records, rivals
 from .corpora import CaptionCorpus, CorpusError, SpeechCorpus
 from .deepspeech2 import DeepSpeech2, spectrogram
 from .encoders import Pretrained
+from .files import alone
 from .masks import ConnectionMasks, load_model, load_tensors, save_model
 from .neuraltalk import NeuralTalk
 from .profiles import Profile, place
@@ -26,7 +29,7 @@ from .recipes import CATALOGUE, Recipe, recipe  # noqa: F401 (to be had here, to
 from .schedule import Dense, GrowPruneSchedule
 from .tasks import SpeechTask
 from .toy import Interlock, ToyModel
-from .training import Trainer, accelerator
+from .training import Trainer, TrainingError, accelerator
 
 # The code that decides what a run computes: a change in one of these makes the records of smoke and laptop stale.
 CODE = [Path(__file__).parent / f"{name}.py" for name in
@@ -57,23 +60,37 @@ def run(name: str, profile: str = "laptop", seed: int = 0, *, force: bool = Fals
     """Returns the record of an experiment, training first if there is none that is up to date.
 
     Writes `seed<k>.json` and the model beside it; an interrupted run goes on from its checkpoint. Raises ValueError
-    for unknown names, CorpusError, TrainingError, Interrupted.
+    for unknown names, RecordError for a damaged record of history or model of it, CorpusError, TrainingError, also
+    where another process is at this run, Interrupted.
     """
     made, p = recipe(name, profile), sizes_of(profile)
     if name.endswith("-flowers") and p.kept and not p.flowers:
         raise ValueError(f"{name}: the profile {profile} has no second caption corpus; choose another profile")
     path = records.path_of(name, profile, seed)
     if path.exists() and not force and p.kept:
+        records.check_model(path.with_suffix(".safetensors"))
         return records.read(path)
     bench = benchmark(made, p)
     key = key_of(made, bench)
     if path.exists() and not force:
         try:
+            records.check_model(path.with_suffix(".safetensors"))
             record = records.read(path)
         except records.RecordError:        # damaged, or of an older schema: scratch work, made anew
             record = None
         if record and record.key == key and path.with_suffix(".safetensors").exists():
             return record
+    try:
+        with alone(path) if os.environ.get("RANK", "0") == "0" else nullcontext():    # of several processes, the first
+            return _made(name, profile, seed, made, bench, key, path, progress)
+    except BlockingIOError:
+        raise TrainingError(f"{name} {profile} seed {seed}: another process is training it; wait for it, or stop it"
+                            ) from None
+
+
+def _made(name: str, profile: str, seed: int, made: Recipe, bench, key: str, path: Path,
+          progress: bool) -> records.RunRecord:
+    """Trains, and writes model and record."""
     provenance = records.provenance(bench.name, bench.sha256)
     told, files = f"{name} {profile} seed {seed}", [path.with_suffix(".checkpoint")]
     trainer = _trainer(made, bench, seed, checkpoint=files[0], key=key, name=told, progress=progress)

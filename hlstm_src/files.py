@@ -8,6 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:                                                # Windows has no such locks
+    fcntl = None
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -39,6 +44,25 @@ def possible(path: Path | None) -> Path | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent, prefix=".").close()
     return path
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keeps a block to one process at a time for each `path`, whose folder is made.
+
+    Raises BlockingIOError at once where another is inside. The lock is a hidden file beside `path`, and dies with its
+    holder, however that ends. On a system without such locks nobody is kept out.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    with open(lock, "a") as file:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            yield
+        finally:
+            if fcntl:
+                lock.unlink(missing_ok=True)
 
 
 def missing(path: str | Path) -> str:

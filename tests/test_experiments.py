@@ -16,6 +16,7 @@ from hlstm_src.audio import ALPHABET
 from hlstm_src.corpora import CorpusError, SpeechCorpus
 from hlstm_src.decoding import WordList, beam_search
 from hlstm_src.deepspeech2 import DeepSpeech2, spectrogram
+from hlstm_src.files import alone
 from hlstm_src.masks import density_of, save_tensors
 from hlstm_src.schedule import Dense
 from hlstm_src.scores import error_rates
@@ -72,6 +73,13 @@ def trainings(monkeypatch):
 
 def run(name="ds2-lstm5", seed=0, profile="smoke", **options):
     return experiments.run(name, profile, seed, progress=False, **options)
+
+
+def flip(file):
+    """Damages a model file by one bit of its last weight."""
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
 
 
 def plain(record):
@@ -180,9 +188,10 @@ def test_another_recipe_another_corpus_and_changed_code_train_anew(results, trai
 
 @pytest.mark.parametrize("spoil", [
     lambda record: record.with_suffix(".safetensors").unlink(),
+    lambda record: flip(record.with_suffix(".safetensors")),
     lambda record: record.write_text("{"),
     lambda record: record.write_text(record.read_text().replace('"schema_version": 1', '"schema_version": 0')),
-], ids=["no model", "no JSON", "older schema"])
+], ids=["no model", "damaged model", "no JSON", "older schema"])
 def test_scratch_records_that_cannot_be_used_are_made_anew(results, trainings, spoil):
     path = records.path_of("ds2-lstm5", "smoke", 0)
     before = records.read(path)
@@ -198,6 +207,9 @@ def test_kept_records_are_history_and_made_anew_on_request_only(results, trainin
     assert path == results / "desk/ds2-lstm5/seed0.json" and len(trainings) == 1
     use_corpus(tmp_path / "nowhere", "desk", kept=True, epochs=2)  # another recipe, and no corpus at all
     assert run(profile="desk") == first and len(trainings) == 1
+    flip(path.with_suffix(".safetensors"))
+    with pytest.raises(records.RecordError, match=r"seed0.safetensors: not the model that seed0.json .*--force"):
+        run(profile="desk")
     path.with_suffix(".safetensors").unlink()
     assert run(profile="desk") == first and len(trainings) == 1
     use_corpus(corpus.folder, "desk", kept=True, epochs=2)
@@ -223,6 +235,19 @@ def test_a_failed_run_leaves_the_old_record_and_a_checkpoint(results, trainings,
     monkeypatch.setattr(experiments.Trainer, "_step", lambda *args: steps.append(args))
     assert plain(run(force=True)) == plain(before) and not steps, "a finished training was not taken up again"
     assert not path.with_suffix(".checkpoint").exists()
+
+
+def test_two_processes_do_not_train_one_run(results, trainings):
+    path = records.path_of("ds2-lstm5", "smoke", 0)
+    with alone(path):
+        run()                                                      # to read what there is disturbs nobody
+        with pytest.raises(experiments.TrainingError, match="ds2-lstm5 smoke seed 0: another process is training it"):
+            run(force=True)
+        assert not trainings
+    before = records.read(path)
+    assert plain(run(force=True)) == plain(before) and len(trainings) == 1
+    assert sorted(p.name for p in path.parent.iterdir()) == sorted(
+        f"seed{seed}.{kind}" for name, seed in RUNS if name == "ds2-lstm5" for kind in ("json", "safetensors"))
 
 
 def test_growing_and_pruning_leave_a_sparse_model_and_a_record_of_it(results):

@@ -1,8 +1,12 @@
 """Files that are written whole: beside their place, under a name that nobody else has."""
 
+import signal
+import subprocess
+import sys
+
 import pytest
 
-from hlstm_src.files import possible, replacing
+from hlstm_src.files import alone, possible, replacing
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
@@ -35,6 +39,27 @@ def test_whoever_may_read_a_new_file_may_read_this_one(tmp_path):
         part.write_text("a")
         part.chmod(0o600)
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_one_process_at_a_time_works_at_a_path_and_none_holds_it_when_dead(tmp_path, root):
+    path = tmp_path / "new" / "a.json"
+    code = f"""from pathlib import Path; from hlstm_src.files import alone
+with alone(Path({str(path)!r})):
+    print(1, flush=True)
+    input()"""
+    with subprocess.Popen([sys.executable, "-c", code], cwd=root, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"1\n"
+        with pytest.raises(BlockingIOError), alone(path):
+            pytest.fail("two were inside")
+        with alone(path.with_name("b.json")):                      # another path is free
+            pass
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+        with alone(path):
+            with pytest.raises(BlockingIOError), alone(path):
+                pytest.fail("two were inside")
+    assert list(path.parent.iterdir()) == []
 
 
 def test_a_place_for_a_file_is_tried_beforehand(tmp_path):

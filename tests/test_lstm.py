@@ -573,6 +573,8 @@ def test_what_pytorchs_lstm_cannot_be_is_refused():
             layer.to_lstm()
     with pytest.raises(ValueError, match="proj_size=2"):
         HLSTM.from_lstm(nn.LSTM(*SIZES, proj_size=2))
+    with pytest.raises(TypeError, match="GRU: only a torch.nn.LSTM"):
+        HLSTM.from_lstm(nn.GRU(*SIZES))
 
 
 COMPILED = [dict(), dict(gate_layers=2, bidirectional=True, merge="sum", num_layers=2),

@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -232,6 +233,16 @@ def test_a_damaged_checkpoint_is_refused_and_left_as_it_is(corpus, tmp_path):
         with pytest.raises(TrainingError, match="a.checkpoint: damaged.*; delete it to start anew"):
             trainer(corpus, dense(), path).train()
         assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("seconds, left, told", [
+    (100.0, 2, "at most 3 min left"), (10.0, 3, "less than a minute left"), (10.0, 0, "100 s")])
+def test_each_epoch_says_for_how_long_it_may_go_on(corpus, capsys, seconds, left, told):
+    made = trainer(corpus, dense())
+    made.progress, made.seconds, made.schedule = True, seconds, SimpleNamespace(epochs_left=left)
+    made.history = [{"epoch": 0, "phase": "dense", "loss": 1.0, "seconds": 100.0}]
+    made._report({"wer": 50.0}, None)
+    assert capsys.readouterr().err.strip().endswith(told)
 
 
 # What a step does

@@ -3,7 +3,8 @@
     python -m book.tools.build --profile laptop --jobs 2
 
 Calls Snakemake with the settings that the graph is written for, and nothing else; options after `--`
-are handed on to it (`-- --dry-run`, `-- --executor slurm`, ...).
+are handed on to it (`-- --dry-run`, or, with the package snakemake-executor-plugin-slurm,
+`-- --executor slurm --jobs 8`).
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
         chapters()
         with alone(ROOT) as keep:
             code, errors = run(snakemake(given.profile, given.jobs, *given.more), bool(given.more), keep)
-    except GraphError as error:
+    except (GraphError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

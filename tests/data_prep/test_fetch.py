@@ -101,6 +101,16 @@ def test_a_later_run_goes_on_where_the_first_one_stopped(server, tmp_path):
     assert server.seen[-1][1] == "bytes=100000-"
 
 
+def test_a_download_without_a_known_digest_goes_on_too(server, tmp_path):
+    """A large archive is not fetched twice because nobody knows its digest yet."""
+    server.cuts["/a.tar.gz"] = [100_000]
+    for told in ("run the command again", f"--sha256 {DIGEST}"):
+        with pytest.raises(DataError, match=told):
+            fetch(server, tmp_path / "a.tar.gz", accepted=(), tries=1)
+    assert [asked for _, asked in server.seen] == [None, "bytes=100000-"]
+    assert fetch(server, tmp_path / "a.tar.gz") == DIGEST and len(server.seen) == 2
+
+
 def test_a_server_that_ignores_range_is_read_from_the_first_byte(server, tmp_path):
     server.rangeless.add("/a.tar.gz")
     server.cuts["/a.tar.gz"] = [100_000]
