@@ -24,6 +24,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from hlstm_src.files import replacing
+
 SCHEMA = 1
 SAMPLE_RATE = 16_000
 REMEDY = "prepare the corpus again"
@@ -60,9 +62,8 @@ def sha256_of(path: str | os.PathLike) -> str:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees the old bytes or the new ones, never a part."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    os.replace(part, path)
+    with replacing(path) as part:
+        part.write_bytes(data)
 
 
 def write_wave(path: Path, samples: np.ndarray) -> None:

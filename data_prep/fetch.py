@@ -321,5 +321,6 @@ def unpack_zip(
                     bar.update()
     except FileNotFoundError:
         raise DataError(f"{archive}: no such file; run the command again to download it") from None
-    except (EOFError, IndexError, NotImplementedError, lzma.LZMAError, zipfile.BadZipFile, zlib.error) as error:
+    except (EOFError, IndexError, NotImplementedError, ValueError, lzma.LZMAError, zipfile.BadZipFile,
+            zlib.error) as error:
         raise DataError(f"{archive}: truncated or damaged ({error}); {remedy}") from None

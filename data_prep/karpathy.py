@@ -100,7 +100,7 @@ def _load(path: Path) -> dict:
         raise DataError(f"{path}: not JSON ({error}); {REMEDY}") from None
     images = data.get("images") if isinstance(data, dict) else None
     if isinstance(images, list) and images and all(isinstance(image, dict) for image in images):
-        if "annotations" in data or "sentences" in images[0]:
+        if isinstance(data.get("annotations", []), list) and ("annotations" in data or "sentences" in images[0]):
             return data
     keys = ", ".join(sorted(map(str, data))[:8]) if isinstance(data, dict) else type(data).__name__
     raise DataError(

@@ -12,7 +12,6 @@ generator of its own, made from the seed, the split and its number.
 
 import hashlib
 import io
-import json
 import re
 import shutil
 import subprocess
@@ -29,7 +28,7 @@ import soxr
 import typer
 
 from data_prep import command
-from data_prep.corpus import SAMPLE_RATE, SPLITS, DataError, Row, write_atomic, write_corpus
+from data_prep.corpus import SAMPLE_RATE, SPLITS, DataError, Row, new_folder, write_atomic, write_corpus
 from hlstm_src.errors import told
 
 PER_VOICE = {"train": 18, "valid": 12, "test": 12}
@@ -255,24 +254,6 @@ what it says.
 """
 
 
-def _replace_folder(new: Path, out: Path) -> None:
-    """Put a finished corpus in the place of the one that was there."""
-    old = new.with_name(new.name + ".old")
-    if out.exists():
-        out.rename(old)
-    new.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _may_replace(out: Path) -> bool:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return True
-    try:
-        return json.loads((out / "corpus.json").read_text())["name"] == "mini_speech"
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
 def generate(out: Path, seed: int = 0) -> dict:
     """Make the whole corpus in `out` and return its `corpus.json`.
 
@@ -282,12 +263,7 @@ def generate(out: Path, seed: int = 0) -> dict:
         DataError: an engine is missing or failed, or `out` holds something that is no mini speech corpus.
     """
     versions = {engine: engine_version(engine) for engine in ENGINES}
-    if not _may_replace(out):
-        raise DataError(f"{out}: is there and holds no mini speech corpus; name a new folder with --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        new = Path(scratch) / out.name
-        new.mkdir()
+    with new_folder(out, "mini_speech") as new:
         write_atomic(new / "LICENCE.txt", licence_text(versions).encode())
         info = write_corpus(
             new,
@@ -300,7 +276,6 @@ def generate(out: Path, seed: int = 0) -> dict:
             note="Synthetic speech. The voices of the splits are disjoint, and so are the names they spell."
             " All voices of valid and test are espeak-ng's; flite's are for training alone.",
         )
-        _replace_folder(new, out)
     return info
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -368,7 +369,13 @@ def _short(path: Path) -> str:
 
 
 def main() -> None:
-    """Runs the command line; what users can mend is one line on standard error and exit code 1, not a traceback."""
+    """Runs the command line; what users can mend is one line on standard error and exit code 1, not a traceback.
+
+    SIGTERM unwinds it as an error does, so that nothing that it began goes on or stays. Exit code 143.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="surrogateescape")           # a file's name need not be text
     try:
         app()
     except (UserError, OSError, ValueError) as error:

@@ -20,7 +20,7 @@ from . import benchmarks, records, rivals
 from .corpora import CaptionCorpus, CorpusError, SpeechCorpus
 from .deepspeech2 import DeepSpeech2, spectrogram
 from .encoders import Pretrained
-from .files import alone
+from .files import alone, replacing
 from .masks import ConnectionMasks, load_model, load_tensors, save_model
 from .neuraltalk import NeuralTalk
 from .profiles import Profile, place
@@ -99,18 +99,19 @@ def _made(name: str, profile: str, seed: int, made: Recipe, bench, key: str, pat
         files.append(path.with_suffix(".finetune.checkpoint"))
         trainer, bench = _finetune(trainer, made, bench, seed, files[1], told, progress)
     file = path.with_suffix(".safetensors")
-    save_model(file, trainer.model, trainer.masks, {"format": 1, "experiment": name, "profile": profile,
-                                                    "seed": seed, "benchmark": made.benchmark,
-                                                    "model": made.model | bench.sizes, **bench.about(made.task)})
-    # Scores are those of the stored file, so that `evaluate` gives them again.
-    model, masks, _ = load(file)
-    record = records.RunRecord(
-        experiment=name, profile=profile, seed=seed, title=made.title, key=key, recipe=asdict(made),
-        history=trainer.history, phases=trainer.phases, **bench.results(model, trainer.task),
-        counts=bench.counts(model, masks),
-        model={"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-               "bytes": file.stat().st_size},
-        provenance=provenance.closed(trainer.seconds, trainer.precision))
+    with replacing(file) as part:                                  # no model beside the record of another
+        save_model(part, trainer.model, trainer.masks, {"format": 1, "experiment": name, "profile": profile,
+                                                        "seed": seed, "benchmark": made.benchmark,
+                                                        "model": made.model | bench.sizes, **bench.about(made.task)})
+        # Scores are those of the stored file, so that `evaluate` gives them again.
+        model, masks, _ = load(part)
+        record = records.RunRecord(
+            experiment=name, profile=profile, seed=seed, title=made.title, key=key, recipe=asdict(made),
+            history=trainer.history, phases=trainer.phases, **bench.results(model, trainer.task),
+            counts=bench.counts(model, masks),
+            model={"file": file.name, "sha256": hashlib.sha256(part.read_bytes()).hexdigest(),
+                   "bytes": part.stat().st_size},
+            provenance=provenance.closed(trainer.seconds, trainer.precision))
     record.save(path)
     for checkpoint in files:
         checkpoint.unlink(missing_ok=True)
@@ -178,8 +179,10 @@ def load(file: Path) -> tuple[nn.Module, dict[str, torch.Tensor], dict]:
     """A stored model: (model in evaluation mode, its masks, its metadata). Raises ValueError naming the file."""
     _, metadata = load_tensors(file)
     try:
-        model = BENCHMARKS[metadata.get("benchmark", "speech")].make(**metadata["model"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        kind = metadata.get("benchmark", "speech")
+        model = BENCHMARKS[kind].make(**metadata["model"])
+        metadata[{"toy": "task", "captions": "vocabulary", "speech": "alphabet"}[kind]]
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: not a model file of this project ({error})") from None
     return model.eval(), load_model(file, model), metadata
 

@@ -50,14 +50,16 @@ def possible(path: Path | None) -> Path | None:
 def alone(path: Path) -> Iterator[None]:
     """Keeps a block to one process at a time for each `path`, whose folder is made.
 
-    Raises BlockingIOError at once where another is inside. The lock is a hidden file beside `path`, and dies with its
-    holder, however that ends. On a system without such locks nobody is kept out.
+    Raises BlockingIOError at once where another is inside. The lock dies with its holder, however that ends; its file,
+    hidden beside `path`, may then stay. On a system without such locks nobody is kept out.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
     with open(lock, "a") as file:
         if fcntl:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not (lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat())):
+                raise BlockingIOError(errno.EAGAIN, "whoever was inside is just leaving", str(path))
         try:
             yield
         finally:

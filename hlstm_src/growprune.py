@@ -70,9 +70,6 @@ def grow(masks: ConnectionMasks, gradients: dict[str, Tensor], ratio: float, *, 
     With a `generator`, growth is random: each matrix wakes as many connections as its gradients would have woken,
     but which of the dormant ones is drawn. Held against that, one sees what the gradients' choice is worth.
 
-    A matrix that does not learn (`requires_grad`) grows nothing. Where `gradients` are the parameters' own, those of
-    woken connections are zero afterwards.
-
     A matrix that does not learn (`requires_grad`) grows nothing. Where `gradients` are the parameters' own, they are
     zero afterwards at those who woke.
 

@@ -263,14 +263,17 @@ def unpack_bits(packed: Tensor, shape: torch.Size) -> Tensor:
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict) -> None:
     """Writes a safetensors file atomically, with `metadata` as JSON in its header. What shares memory, such as the
-    matrix of two tied layers, is written under each of its names."""
+    matrix of two tied layers, is written under each of its names. Raises OSError, also where the disk is full."""
     apart, seen = {}, set()
     for name, t in tensors.items():
         t = t.detach().cpu().contiguous()
         apart[name] = t.clone() if t.untyped_storage().data_ptr() in seen else t
         seen.add(t.untyped_storage().data_ptr())
     with replacing(path) as part:
-        save_file(apart, part, metadata={"json": json.dumps(metadata)})
+        try:
+            save_file(apart, part, metadata={"json": json.dumps(metadata)})
+        except SafetensorError as error:
+            raise OSError(f"{path}: cannot be written ({error})") from None
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
@@ -283,7 +286,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
             if not isinstance(metadata, dict):
                 raise ValueError("without this project's metadata")
             return {name: file.get_tensor(name) for name in file.keys()}, metadata
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: damaged or not of this project ({error}); restore it or run again") from None
 
 

@@ -215,7 +215,7 @@ def read(path: str | Path) -> RunRecord:
     except FileNotFoundError:
         raise RecordError(f"{path}: no such record; make it with python -m hlstm_src run (--list names what there is)"
                           ) from None
-    except (OSError, ValueError) as error:  # ValueError covers bad JSON and bad UTF-8
+    except (OSError, ValueError, RecursionError) as error:  # ValueError covers bad JSON and bad UTF-8
         raise RecordError(f"{path}: cannot be read as JSON ({error}); {anew}") from None
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version is True or version != SCHEMA_VERSION:
@@ -238,7 +238,8 @@ def check_model(file: str | Path) -> None:
     if not (file.is_file() and record.is_file()):
         return
     told = read(record)
-    if file.name == told.model.file and hashlib.sha256(file.read_bytes()).hexdigest() != told.model.sha256:
+    model = told.model
+    if model and file.name == model.file and hashlib.sha256(file.read_bytes()).hexdigest() != model.sha256:
         raise RecordError(f"{file}: not the model that {record.name} tells of, but damaged, or of another run; restore "
                           f"it from git or train it anew: python -m hlstm_src run {told.experiment} --profile "
                           f"{told.profile} --seed {told.seed} --force")
@@ -337,7 +338,8 @@ def _command() -> str:
 def provenance(corpus_name: str, corpus_sha256: str) -> Provenance:
     """What there is to know about this run's code, machine, command and time; `corpus_sha256` is the manifest's.
 
-    To be taken when a run starts and `closed` when it ends: it then names the commit that trained.
+    To be taken when a run starts and `closed` when it ends: it then names the commit that trained. Of a run that was
+    cut off and taken up again, start, command and machine are those of the last sitting, the seconds those of all.
     """
     import torch  # only runs need it; whoever reads records does not
 

@@ -10,6 +10,7 @@ everywhere.
 
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -89,10 +90,11 @@ class Trainer:
 
     After `train()`: `history` (one row an epoch), `phases` (one row for each growth, pruning or restoring),
     `seconds`. With `checkpoint`, a file is kept there after each epoch and on Ctrl-C, and found again by the next
-    call; `key` ties it to a recipe, and a checkpoint of another key, schedule, settings or shapes is set aside.
+    call; `key` ties it to a recipe, and a checkpoint of another key, schedule, seed, masks, precision or number of
+    processes, or of other settings or shapes, is set aside.
     `after_epoch(trainer)` is called at the end of each epoch, when the schedule has grown or pruned, for those who look
-    on. Raises ValueError for masks of another module, none for a schedule that prunes, patience with one, or a floor
-    below which scores of this task are good.
+    on. Raises ValueError for masks of another module, none for a schedule that prunes, patience with one, a floor below
+    which scores of this task are good, or processes that know nothing of each other.
     """
 
     def __init__(self, model: nn.Module, task, schedule: Dense | GrowPruneSchedule, settings: Settings, *,
@@ -112,7 +114,12 @@ class Trainer:
         self.accelerator, self.model = accelerator(settings.precision), model
         self.precision = "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32"      # what it came to
         self.parameters = list(model.parameters())
-        asked = [asdict(schedule), asdict(settings), {name: t.shape for name, t in model.state_dict().items()}]
+        started, processes = os.environ.get("WORLD_SIZE", "1"), self.accelerator.num_processes
+        if started != str(processes):                              # each would train everything, and write one file
+            raise ValueError(f"{started} processes were started, and each knows of {processes}: on a machine without "
+                             "GPUs set ACCELERATE_USE_CPU=true, or start them with accelerate launch --cpu")
+        asked = [asdict(schedule), asdict(settings), {name: t.shape for name, t in model.state_dict().items()}, seed,
+                 sorted(masks.masks) if masks else None, self.precision, processes]
         self.asked = json.loads(json.dumps(asked))                 # what a checkpoint must have been asked for, too
         self.optimiser = torch.optim.AdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay,
                                            fused=settings.fused or None)
@@ -139,6 +146,8 @@ class Trainer:
         with _StopOnSignal() as stop:
             while not self.schedule.done:
                 self._epoch(stop)
+            if self._mean(stop.asked):                             # while the last epoch was scored
+                self._stop()
         self.model = self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
 
     def _epoch(self, stop: "_StopOnSignal") -> None:
@@ -291,8 +300,8 @@ class Trainer:
         if state.get("key") != self.key or state.get("asked") != self.asked:
             old = self.checkpoint.with_suffix(".old")
             self.checkpoint.replace(old)
-            return print(f"{self.checkpoint}: of another recipe, model, corpus or code; set aside as {old.name}, "
-                         "starting anew", file=sys.stderr)
+            return print(f"{self.checkpoint}: of another recipe, model, corpus or code, or of training in another "
+                         f"way; set aside as {old.name}, starting anew", file=sys.stderr)
 
         def part(group: str) -> dict:
             return {name.removeprefix(group + "/"): t for name, t in tensors.items() if name.startswith(group + "/")}
@@ -308,12 +317,16 @@ class Trainer:
         self.schedule.load_state_dict(state.pop("schedule"), part("schedule"))
         self.good = part("best")
         self.__dict__.update(state)
+        if self.progress and self.accelerator.is_main_process:
+            where = "done, but for what follows training" if self.schedule.done else f"epoch {self.epoch + 1}"
+            print(f"{self.name}: goes on from {self.checkpoint}: {where}", file=sys.stderr)
 
     def _stop(self) -> None:
         self._save()
         kept = f"a checkpoint is in {self.checkpoint}; the same command goes on from there" if self.checkpoint else \
             "no checkpoint was asked for"
-        raise Interrupted(f"{self.name}: stopped in epoch {self.epoch + 1}, batch {self.batch}; {kept}")
+        where = f"in epoch {self.epoch + 1}, batch {self.batch}" if not self.schedule.done else "behind the last epoch"
+        raise Interrupted(f"{self.name}: stopped {where}; {kept}")
 
 
 class _StopOnSignal:

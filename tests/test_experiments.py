@@ -237,6 +237,26 @@ def test_a_failed_run_leaves_the_old_record_and_a_checkpoint(results, trainings,
     assert not path.with_suffix(".checkpoint").exists()
 
 
+def test_a_run_that_ends_while_it_is_scored_leaves_record_and_model_as_they_were(results, trainings, corpus,
+                                                                                 monkeypatch):
+    use_corpus(corpus.folder, "desk", kept=True, epochs=1)
+    first, path = run(profile="desk"), records.path_of("ds2-lstm5", "desk", 0)
+    model = path.with_suffix(".safetensors").read_bytes()
+    use_corpus(corpus.folder, "desk", kept=True, epochs=2)
+
+    def stop(*args):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmarks.Speech, "results", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(profile="desk", force=True)
+    assert run(profile="desk") == first and path.with_suffix(".safetensors").read_bytes() == model
+    assert sorted(p.suffix for p in path.parent.iterdir()) == [".checkpoint", ".json", ".safetensors"]
+    steps = []
+    monkeypatch.setattr(experiments.Trainer, "_step", lambda *args: steps.append(args))
+    assert len(run(profile="desk", force=True).history) == 2 and not steps
+
+
 def test_two_processes_do_not_train_one_run(results, trainings):
     path = records.path_of("ds2-lstm5", "smoke", 0)
     with alone(path):
@@ -288,7 +308,9 @@ def test_log_probabilities_for_a_picture_are_the_models(results, corpus):
 
 @pytest.mark.parametrize("about", [{}, {"model": {"labels": 3, "width": 1}}, {"model": {"labels": 3, "cell": "rnn"}},
                                    {"model": {"labels": 3, "layers": 1, "hidden": 4, "channels": 2}},
-                                   {"model": []}, {"benchmark": "captions", "model": []}])
+                                   {"model": []}, {"benchmark": "captions", "model": []},
+                                   {"benchmark": "toy", "model": {"inputs": 2, "outputs": 2, "hidden": 10 ** 9}},
+                                   {"benchmark": "toy", "model": {"inputs": 2, "outputs": 2, "hidden": 2}}])
 def test_files_that_hold_no_model_are_refused_by_name(tmp_path, about):
     file = tmp_path / "other.safetensors"
     save_tensors(file, {"a": torch.zeros(2)}, about)

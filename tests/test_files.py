@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from hlstm_src import files
 from hlstm_src.files import alone, possible, replacing
 
 
@@ -60,6 +61,14 @@ with alone(Path({str(path)!r})):
             with pytest.raises(BlockingIOError), alone(path):
                 pytest.fail("two were inside")
     assert list(path.parent.iterdir()) == []
+
+
+def test_who_gets_the_lock_of_one_that_is_just_leaving_is_not_inside(tmp_path, monkeypatch):
+    """The other unlinks its file behind our opening it: a third would lock a new one."""
+    path, lock = tmp_path / "a", files.fcntl.flock
+    monkeypatch.setattr(files.fcntl, "flock", lambda *how: (path.with_name(".a.lock").unlink(), lock(*how)))
+    with pytest.raises(BlockingIOError), alone(path):
+        pytest.fail("inside")
 
 
 def test_a_place_for_a_file_is_tried_beforehand(tmp_path):

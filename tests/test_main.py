@@ -170,10 +170,9 @@ def test_a_model_that_is_not_the_recorded_one_is_told(call, corpus):
     data = bytearray(model.read_bytes())
     data[-3] ^= 1
     model.write_bytes(data)
-    for words in (["evaluate", model, "--corpus", corpus], ["run", "ds2-lstm5", "--profile", "smoke"]):
-        code, out, err = call(*words)
-        assert code == 1 and f"{model}: not the model that seed0.json tells of" in one_line(err) and "WER" not in out
-        assert "python -m hlstm_src run ds2-lstm5 --profile smoke --seed 0 --force" in err
+    code, out, err = call("evaluate", model, "--corpus", corpus)
+    assert code == 1 and f"{model}: not the model that seed0.json tells of" in one_line(err) and "WER" not in out
+    assert "python -m hlstm_src run ds2-lstm5 --profile smoke --seed 0 --force" in err
     alone = model.rename(model.with_name("alone.safetensors"))
     assert call("evaluate", alone, "--corpus", corpus)[0] == 0
     model.with_suffix(".json").unlink()
@@ -185,7 +184,7 @@ def test_run_tries_its_place_before_it_trains(call, monkeypatch):
     path = records.path_of("ds2-lstm5", "smoke", 0)
     path.parent.parent.mkdir(parents=True)
     path.parent.touch()
-    monkeypatch.setattr(experiments, "run", None)                  # to train would be another error
+    monkeypatch.setattr(experiments, "Trainer", None)              # to train would be another error
     code, _, err = call("run", "ds2-lstm5", "--profile", "smoke")
     assert code == 1 and f"{path.parent}: a file stands where a folder is needed" in one_line(err)
 
@@ -223,6 +222,25 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(call, corpus, r
     undisturbed = experiments.run("ds2-lstm5", "smoke", force=True, progress=False)
     assert resumed.model == undisturbed.model and resumed.scores == undisturbed.scores
     assert [row.loss for row in resumed.history] == [row.loss for row in undisturbed.history]
+
+
+def test_a_terminated_command_unwinds(root, tmp_path):
+    """So that it takes along what it started, such as a Java that scores captions."""
+    code = ("import time\nfrom hlstm_src import __main__ as command\ndef app():\n    try:\n"
+            "        print(1, flush=True)\n        time.sleep(60)\n    finally:\n        print(2, flush=True)\n"
+            "command.app = app\ncommand.main()")
+    with subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "1\n"
+        process.terminate()
+        assert process.stdout.readline() == "2\n" and process.wait(30) == 143
+
+
+def test_file_names_that_are_no_text_are_printed_as_they_are(root, tmp_path):
+    code = ("import os\nfrom hlstm_src import __main__ as command\n"
+            "command.app = lambda: print(os.fsdecode(b'caf\\xe9.wav'))\ncommand.main()")
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, timeout=60,
+                          env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"})
+    assert done.returncode == 0 and done.stdout == b"caf\xe9.wav\n"
 
 
 def test_doctor_tells_what_is_there_and_what_is_not(call, monkeypatch, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -490,7 +491,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(net, tmp_path, monke
     def full(tensors, part, metadata):
         with open(part, "wb") as file:
             file.write(b"half of it")
-        raise OSError("No space left on device")
+        raise SafetensorError("Error while serializing: No space left on device")
 
     def stuck(*args):
         raise OSError("stuck")
@@ -498,8 +499,9 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(net, tmp_path, monke
         monkeypatch.setattr(masks, "save_file", full)
     if failing == "a failing rename":
         monkeypatch.setattr(os, "replace", stuck)
-    with pytest.raises((OSError, TypeError)):
+    with pytest.raises((OSError, TypeError)) as told:
         save_model(path, net, None, {"new": object() if "JSON" in failing else 1})
+    assert failing != "a full disk" or str(told.value).startswith(f"{path}: cannot be written (")
     assert path.read_bytes() == old and os.listdir(tmp_path) == [path.name]
     assert json.dumps(load_tensors(path)[1]) == '{"old": true}'
 

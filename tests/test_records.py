@@ -204,13 +204,23 @@ def test_a_bad_field_is_named_with_its_file_on_one_line(change, says, tmp_path):
     assert message.startswith(f"{path}: ") and says in message and "\n" not in message
 
 
-@pytest.mark.parametrize("content", [b"", b'{"schema_version": 1, "title"', b"\xff\xfe", b"[]", b"null"])
+@pytest.mark.parametrize("content", [b"", b'{"schema_version": 1, "title"', b"\xff\xfe", b"[]", b"null", b"[" * 99999])
 def test_what_is_no_record_is_refused_in_one_line(content, tmp_path):
     path = tmp_path / "r.json"
     path.write_bytes(content)
     with pytest.raises(RecordError) as caught:
         records.read(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_model_of_which_its_record_says_nothing_is_taken_as_it_is(tmp_path):
+    (tmp_path / "r.safetensors").touch()
+    path = make().save(tmp_path / "r.json")
+    edit(path, lambda data: data.update(model=None))
+    records.check_model(tmp_path / "r.safetensors")
+    edit(path, lambda data: data.update(model={"file": "r.safetensors", "sha256": "0" * 64, "bytes": 1}))
+    with pytest.raises(RecordError, match="not the model that r.json tells of"):
+        records.check_model(tmp_path / "r.safetensors")
 
 
 def test_a_missing_record_says_how_to_make_it(tmp_path):

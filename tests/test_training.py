@@ -1,6 +1,7 @@
 """The training loop: dormant stays dormant, and a run killed anywhere ends with the bits of one left alone."""
 
 import copy
+import itertools
 import math
 import os
 import signal
@@ -182,11 +183,13 @@ def test_a_checkpoint_of_another_recipe_is_set_aside(corpus, tmp_path, capsys):
     alone.train()
     assert_same(result(made), result(alone))
     assert (tmp_path / "a.old").read_bytes() == old
-    assert f"{path}: of another recipe, model, corpus or code; set aside as a.old" in capsys.readouterr().err
+    assert (f"{path}: of another recipe, model, corpus or code, or of training in another way; set aside as a.old"
+            in capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("schedule, settings", [(Dense(epochs=2), {}), (dense(), dict(lr=2e-2)),
-                                                (grow_and_prune(), {}), (dense(), dict(cell="gru"))])
+                                                (grow_and_prune(), {}), (dense(), dict(cell="gru")),
+                                                (dense(), dict(seed=1))])
 def test_a_checkpoint_of_another_schedule_settings_or_model_is_set_aside(corpus, tmp_path, schedule, settings, capsys):
     path = tmp_path / "a.checkpoint"
     trainer(corpus, dense(), path).train()
@@ -195,6 +198,40 @@ def test_a_checkpoint_of_another_schedule_settings_or_model_is_set_aside(corpus,
     alone.train()
     assert_same(result(made), result(alone))
     assert "set aside as a.old" in capsys.readouterr().err
+
+
+def test_a_checkpoint_knows_masks_precision_and_processes(corpus, monkeypatch):
+    """What else decides the next step: taken up in another way, a run would be neither the one nor the other."""
+    made = [trainer(corpus, grow_and_prune(), precision="bf16").asked]
+    monkeypatch.setattr(training, "has_bfloat16", lambda: not has_bfloat16())
+    made.append(trainer(corpus, grow_and_prune(), precision="bf16").asked)
+    monkeypatch.undo()
+    monkeypatch.setattr(training.Accelerator, "num_processes", property(lambda self: 2))
+    monkeypatch.setattr(training, "broadcast", lambda tensors: tensors)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    made.append(trainer(corpus, grow_and_prune(), precision="bf16").asked)
+    assert made[0][4] and all(a != b for a, b in itertools.combinations(made, 2))
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(corpus, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes were started, and each knows of 1: .*ACCELERATE_USE_CPU=true"):
+        trainer(corpus, dense())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_last_epoch_is_scored_is_not_lost(corpus, tmp_path, number):
+    path, alone = tmp_path / "a.checkpoint", trainer(corpus, dense())
+    alone.train()
+    made = trainer(corpus, dense(), path)
+    score = made.task.evaluate
+    made.task.evaluate = lambda *args: (made.epoch == 2 and os.kill(os.getpid(), number), score(*args))[1]
+    with pytest.raises(Interrupted, match="stopped behind the last epoch; a checkpoint is in .*a.checkpoint"):
+        made.train()
+    again = trainer(corpus, dense(), path)
+    again._step = None                                             # nothing is left to train
+    again.train()
+    assert_same(result(again), result(alone))
 
 
 def test_masks_must_be_the_models_own(corpus):

@@ -176,6 +176,11 @@ def test_zips_that_are_damaged_too_large_or_hold_a_file_twice_are_refused(tmp_pa
     assert not (tmp_path / "in/a.jpg").exists()
     with pytest.raises(DataError, match="none.zip: no such file"):
         unpack_zip(tmp_path / "none.zip", tmp_path / "in")
+    with zipfile.ZipFile(tmp_path / "e.zip", "w") as archive:
+        put(archive, "é.jpg")
+    (tmp_path / "e.zip").write_bytes((tmp_path / "e.zip").read_bytes().replace("é".encode(), b"\xc3\xc3"))
+    with pytest.raises(DataError, match="e.zip: truncated or damaged"):
+        unpack_zip(tmp_path / "e.zip", tmp_path / "in")
     with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
         put(archive, "a.jpg")
         with pytest.warns(UserWarning):

@@ -228,7 +228,8 @@ def test_empty_captions_are_left_out_where_that_is_wanted(place, tmp_path):
 
 @pytest.mark.parametrize("text, what", [
     ("[", "not JSON"), ("[" * 200_000, "not JSON"), ('{"images": [{"sentences": "a cat \\ud83d"}]}', "not JSON"),
-    ("[]", "holds: list"), ('{"a": 1}', "holds: a;")])
+    ("[]", "holds: list"), ('{"a": 1}', "holds: a;"), ('{"images": [{}], "annotations": null}', "list 'annotations'"),
+    ('{"images": [{}], "annotations": 5}', "list 'annotations'")])
 def test_what_is_no_caption_file_is_refused(text, what, place, tmp_path):
     with pytest.raises(DataError, match=f"dataset.json: .*{what}"):
         prepare_folder(tmp_path / "out", *place(text))

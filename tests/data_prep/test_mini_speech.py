@@ -133,7 +133,7 @@ def test_missing_engine_is_one_clear_line_and_writes_nothing(tmp_path, monkeypat
 def test_a_folder_of_something_else_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(mini_speech, "engine_version", lambda engine: "0")
     (tmp_path / "corpus.json").write_text(json.dumps({"name": "an4"}))
-    with pytest.raises(DataError, match="--out"):
+    with pytest.raises(DataError, match="no corpus called mini_speech; remove it or choose another folder"):
         mini_speech.generate(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.json"]
 
