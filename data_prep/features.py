@@ -96,7 +96,7 @@ def store_features(
     path.parent.mkdir(exist_ok=True)
     try:
         kept = json.loads(state.read_text())
-        begun = kept["about"] == about and part.exists()
+        begun = kept["about"] == about and isinstance(kept["skipped"], list) and part.exists()
     except (OSError, ValueError, KeyError, TypeError):
         begun = False
     size = BATCH.get(encoder.device, 64)

@@ -31,6 +31,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.chmod(part, mode)                                       # safetensors would let nobody else read
         os.replace(part, path)
+    except OSError as error:                                       # a full disk does not say which file it was
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
 
@@ -42,7 +46,7 @@ def possible(path: Path | None) -> Path | None:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent, prefix=".").close()
+        tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part").close()  # as long a name
     return path
 
 

@@ -1,5 +1,7 @@
 """Files that are written whole: beside their place, under a name that nobody else has."""
 
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -7,6 +9,7 @@ import sys
 import pytest
 
 from hlstm_src import files
+from hlstm_src.errors import told
 from hlstm_src.files import alone, possible, replacing
 
 
@@ -31,6 +34,12 @@ def test_an_error_leaves_what_was_there(tmp_path):
                 part.write_text("half")
             raise ZeroDivisionError
         assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    with pytest.raises(OSError) as full, replacing(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert told(full.value) == f"{tmp_path / 'a'}: no space left on device; name another place"
 
 
 def test_whoever_may_read_a_new_file_may_read_this_one(tmp_path):
@@ -77,6 +86,7 @@ def test_a_place_for_a_file_is_tried_beforehand(tmp_path):
     assert possible(path) == path and list(path.parent.iterdir()) == []        # its folder, and nothing in it
     path.write_text("before")
     assert possible(path) == path and path.read_text() == "before"
-    for wrong, error in ((tmp_path, IsADirectoryError), (path / "b.json", FileExistsError)):
+    too_long = tmp_path / ("a" * 250)                              # by what `replacing` puts before and behind it
+    for wrong, error in ((tmp_path, IsADirectoryError), (path / "b.json", FileExistsError), (too_long, OSError)):
         with pytest.raises(error):
             possible(wrong)
