@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from matplotlib.font_manager import FontProperties
-from matplotlib.patheffects import withStroke
 from matplotlib.textpath import TextPath
 from torch import nn
 
 from .drawings import GATES, INK, _Circuit
-from .figures import BLUE, GREEN, GREY, VERMILION, WIDTH, Picture, _array, _styled
+from .figures import BLUE, GREY, PINE, RUST, WIDTH, Picture, _array, _styled
 from .neuraltalk import NeuralTalk
 from .paper import short
 
@@ -189,8 +188,9 @@ def gate_shares(masks: Mapping[str, object]) -> Picture:
     for ax, (name, values) in zip(axes, shares.items()):
         for x, (share, (_, colour)) in enumerate(zip(values, GATES.values())):
             ax.bar(x, share, 0.7, color=colour, zorder=2)
-            ax.annotate(f"{share:.1f}", (x, share), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=9,
-                        path_effects=[withStroke(linewidth=3, foreground="white")])
+            # Its white box hides the dashed line, which would make 4-5 of 4.5.
+            ax.annotate(f"{share:.1f}", (x, share), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9,
+                        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
         ax.axhline(np.mean(values), color=INK, linestyle="--", linewidth=1, zorder=1.5)
         ax.set_title(name, loc="center")
         ax.set_xticks(range(4), list(GATES))
@@ -227,7 +227,7 @@ def architecture(model: NeuralTalk, words: Sequence[str], encoder: str) -> Pictu
         ax.text(0, y, text, va="center", fontsize=9.5, color=GREY)
     for k, (read, say) in enumerate(zip(reads, says)):
         x = x0 + step * k
-        text, colour = (f"{E} × {D}", GREEN) if k == 0 else (f"{V} × {E}", VERMILION)
+        text, colour = (f"{E} × {D}", PINE) if k == 0 else (f"{V} × {E}", RUST)
         pen.line((x, 0.15), (x, y_in - 0.36))
         pen.box(x, y_in, text, colour, width=1.38, height=0.66)
         ax.text(x, 0.05, read if k else encoder, ha="center", va="top", fontsize=9.5,

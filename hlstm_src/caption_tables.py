@@ -208,7 +208,7 @@ def tab_neuraltalk_claims(root: str | Path | None = None, profile: str = RECORDE
                      + found.pop(PLAIN)
                      + "".join(f"; {name} {text}" for name, text in found.items()) + ".")
     return Table("tab-neuraltalk-claims", "The captioning claims of the abstract", "claim", heads, lines, notes,
-                 frozenset({"our model", "verdict"}))
+                 frozenset({"our model", "verdict"}), missing="not recorded")
 
 
 def _ratio(base: list[RunRecord], ours: list[RunRecord], of: Callable[[RunRecord], float | None]) -> float | None:

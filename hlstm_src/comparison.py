@@ -109,14 +109,13 @@ def compare(
                 cells.append(spread(values, column.show, seeds=column.seeds))
         lines.append((row, cells))
     notes = [paper.FOOTNOTE] if any(paper.DAGGER in cell for _, cells in lines for cell in cells) else []
-    if any(MISSING in cells for _, cells in lines):
-        notes.append(f"{MISSING} the paper gives no such figure, or we ran no such model")
     if any(", n=" in cell for _, cells in lines for cell in cells):
         notes.append("n: seeds; the number is their mean, in brackets stand the lowest and the highest")
     for group in groups:
         if lacking := [each for each in ran if not runs[group, each]]:
             notes.append(f"{MISSING} no record yet in the profile {group}: {', '.join(lacking)}")
-    return Table(name, caption, "model", heads, lines, notes, experiments=tuple(ran))
+    return Table(name, caption, "model", heads, lines, notes, experiments=tuple(ran),
+                 missing="the paper gives no such figure, or we ran no such model")
 
 
 def difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float | None]:

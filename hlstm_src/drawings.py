@@ -11,14 +11,28 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangl
 from matplotlib.ticker import MaxNLocator
 
 from .counting import Counts
-from .figures import BLUE, GREEN, LINES, ORANGE, PURPLE, SKY, VERMILION, Picture, _array, _styled
+from .figures import (
+    BLUE,
+    FOREST,
+    HATCHES,
+    LINES,
+    ORANGE,
+    PINE,
+    PLUM,
+    PURPLE,
+    RUST,
+    SKY,
+    VERMILION,
+    Picture,
+    _array,
+    _styled,
+    told,
+)
 from .paper import short
 
-PLUM = "#8F4A78"                       # the palette's purple, darker, so that it carries white letters
-
-GATES = {"i": ("input", BLUE), "f": ("forget", VERMILION), "g": ("candidate", GREEN), "o": ("output", PLUM)}
+GATES = {"i": ("input", BLUE), "f": ("forget", RUST), "g": ("candidate", PINE), "o": ("output", PLUM)}
 INK = "#222222"
-PIECES = [BLUE, ORANGE, "#004D36", VERMILION, SKY, PURPLE]          # far apart in lightness where they often meet
+PIECES = [BLUE, ORANGE, FOREST, VERMILION, SKY, PURPLE]             # far apart in lightness where they often meet
 
 
 class _Circuit:
@@ -157,10 +171,11 @@ def weight_layout(input_size: int, hidden_size: int) -> Picture:
 @_styled
 def gradient_flow(curves: Mapping[str, Sequence[float]]) -> Picture:
     """Sizes of gradients against the steps back from the end, on a logarithmic scale; zeros are left out."""
-    fig = Picture(3.6, "Size of the gradient, relative to the last step, against the steps back: " + ", ".join(curves))
+    curves = {label: _array(values).astype(float) for label, values in curves.items()}
+    fig = Picture(3.6, "Size of the gradient, relative to the last step, against the steps back. Farthest back it is: "
+                  + told({label: values[-1] for label, values in curves.items()}, ".2g"))
     ax = fig.subplots()
     for (label, values), (color, line, marker) in zip(curves.items(), itertools.cycle(LINES)):
-        values = _array(values).astype(float)
         values = np.where(values > 0, values, np.nan)
         ax.semilogy(np.arange(len(values)), values, line, color=color, marker=marker, label=label,
                     markevery=max(1, len(values) // 10))
@@ -191,10 +206,11 @@ def traces(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> Picture:
 @_styled
 def learning_spread(updates: Sequence[int], curves: Mapping[str, object], ylabel: str, title: str = "") -> Picture:
     """Curves (K, S) of S seeds at K moments of training: the median as a line, from best to worst as a band."""
-    fig = Picture(3.6, f"{ylabel} against updates, median and range over seeds: " + ", ".join(curves))
+    curves = {label: _array(values) for label, values in curves.items()}
+    fig = Picture(3.6, f"{ylabel} against updates, median and range over seeds. Medians after {max(updates)} updates: "
+                  + told({label: np.median(values[-1]) for label, values in curves.items()}))
     ax = fig.subplots()
     for (label, values), (color, line, marker) in zip(curves.items(), itertools.cycle(LINES)):
-        values = _array(values)
         ax.plot(updates, np.median(values, 1), line, color=color, marker=marker, label=label)
         ax.fill_between(updates, values.min(1), values.max(1), color=color, alpha=0.15, linewidth=0)
     ax.set(xlabel="updates of the weights", ylabel=ylabel, title=title, xlim=(0, max(updates)), ylim=(0, None))
@@ -205,7 +221,9 @@ def learning_spread(updates: Sequence[int], curves: Mapping[str, object], ylabel
 @_styled
 def seeds(groups: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str) -> Picture:
     """{group: {network: values of its seeds}}: one dot a seed, a bar at their median."""
-    fig = Picture(3.7, f"{ylabel}, one dot a seed: " + "; ".join(groups))
+    fig = Picture(3.7, f"{ylabel}, one dot a seed. Medians: " + told({
+        f"{group}, {name}": np.median(_array(values)) for group, networks in groups.items()
+        for name, values in networks.items() if len(values)}))
     ax = fig.subplots()
     names = list(dict.fromkeys(name for networks in groups.values() for name in networks))
     step = 0.8 / len(names)
@@ -214,7 +232,7 @@ def seeds(groups: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str) -> P
             values = np.sort(_array(networks[name]).astype(float)) if name in networks else np.array([])
             if len(values):
                 at = x + step * (k - (len(names) - 1) / 2)
-                ax.plot(at + np.linspace(-0.3, 0.3, len(values)) * step, values, marker, color=color, alpha=0.75,
+                ax.plot(at + np.linspace(-0.3, 0.3, len(values)) * step, values, marker, color=color, alpha=0.85,
                         label=name if x == 0 else None, clip_on=False)
                 ax.hlines(np.median(values), at - 0.42 * step, at + 0.42 * step, color=color, linewidth=2)
     ax.set_xticks(range(len(groups)), list(groups))
@@ -230,7 +248,9 @@ def timeline(lanes: Mapping[str, Sequence[tuple[str, float]]]) -> Picture:
     kinds = list(dict.fromkeys(kind for lane in lanes.values() for kind, _ in lane))
     if len(kinds) > len(PIECES):
         raise ValueError(f"{len(kinds)} kinds of work: {len(PIECES)} can be told apart")
-    looks = dict(zip(kinds, PIECES))
+    # Edges of no width, which give the hatches their colour: pieces can be as narrow as a line.
+    looks = {kind: {"facecolor": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0}
+             for kind, colour, hatch in zip(kinds, PIECES, HATCHES)}
     totals = {name: sum(ms for _, ms in lane) for name, lane in lanes.items()}
     fig = Picture(1.5 + 0.75 * len(lanes), "Timeline in milliseconds: " + "; ".join(
         f"{name} {total:.1f} ms" for name, total in totals.items()))
@@ -238,14 +258,14 @@ def timeline(lanes: Mapping[str, Sequence[tuple[str, float]]]) -> Picture:
     for y, lane in enumerate(lanes.values()):
         start = 0.0
         for kind, ms in lane:
-            ax.barh(y, ms, left=start, height=0.62, color=looks[kind], linewidth=0)
+            ax.barh(y, ms, left=start, height=0.62, **looks[kind])
             start += ms
         ax.text(start + 0.01 * max(totals.values()), y, f"{start:.1f} ms", va="center", fontsize=9.5)
     ax.set_yticks(range(len(lanes)), list(lanes))
     ax.set(xlabel="time (ms)", xlim=(0, 1.12 * max(totals.values())), ylim=(len(lanes) - 0.5, -0.5))
     ax.grid(False, axis="y")
     ax.grid(True, axis="x")
-    marks = [Rectangle((0, 0), 1, 1, facecolor=looks[kind], linewidth=0) for kind in kinds]
+    marks = [Rectangle((0, 0), 1, 1, **looks[kind]) for kind in kinds]
     fig.legend(marks, kinds, loc="outside lower center", ncols=2)
     return fig
 
@@ -254,8 +274,13 @@ def timeline(lanes: Mapping[str, Sequence[tuple[str, float]]]) -> Picture:
 def costs(networks: Mapping[str, Mapping[str, Counts]]) -> Picture:
     """Where a network's parameters and MACs sit: {network: {layer: its Counts}}, all of them beside the live ones."""
     rows = [len(layers) for layers in networks.values()]
-    fig = Picture(0.9 + 0.36 * sum(rows) + 0.45 * len(rows), "Parameters and MACs by layer, all and live: " + "; ".join(
-        f"{name}: {', '.join(layers)}" for name, layers in networks.items()))
+
+    def total(layers: Mapping[str, Counts], what: str) -> str:
+        return short(sum(getattr(layer, what) for layer in layers.values()), 2)
+    fig = Picture(0.9 + 0.36 * sum(rows) + 0.45 * len(rows), "Parameters and MACs by layer, all and live. Together: "
+                  + "; ".join(f"{name}, {total(layers, 'nonzero_params')} of {total(layers, 'params')} parameters and "
+                              f"{total(layers, 'nonzero_macs')} of {total(layers, 'macs')} MACs live"
+                              for name, layers in networks.items()))
     axes = fig.subplots(len(rows), 2, sharex="col", sharey="row", squeeze=False, height_ratios=rows)
     looks = {"all": {"color": "#bcd7ea"}, "live": {"color": BLUE}}
     for line, (name, layers) in zip(axes, networks.items()):

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .figures import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, Picture, _styled
+from .figures import AUBERGINE, BLUE, BROWN, FOREST, GREY, VERMILION, Picture, _styled, told
 
-SPARSE = {"unstructured": (BLUE, "-", "o"), "balanced": (GREEN, "-.", "^"), "16-row blocks": (VERMILION, "--", "s")}
-OTHERS = {"CSR": (PURPLE, "X"), "int8": (ORANGE, "D")}
+SPARSE = {"unstructured": (BLUE, "-", "o"), "balanced": (FOREST, "-.", "^"), "16-row blocks": (VERMILION, "--", "s")}
+OTHERS = {"CSR": (AUBERGINE, "X"), "dense float32": ("black", "P"), "dense int8": (BROWN, "D")}
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ class Layer:
         """The contestants with masks of a structure, float32, the sparsest last."""
         found = [t for t in self.contestants.values() if re.fullmatch(rf"{structure} [\d.]+%", t.engine)]
         return sorted(found, key=lambda t: -t.live)
+
+    def quickest(self) -> Timed | None:
+        """The quickest contestant with masks of any structure, float32, if there is one."""
+        sparse = [t for structure in SPARSE for t in self.curve(structure)]
+        return min(sparse, key=lambda t: t.microseconds, default=None)
 
 
 def layers(bench: Mapping) -> dict[str, Layer]:
@@ -67,7 +72,9 @@ def in_two_lines(name: str, width: int = 28) -> str:
 def latency(found: Mapping[str, Layer]) -> Picture:
     """Microseconds a step against the live share of the weights, a panel for each layer."""
     rows = -(-len(found) // 2)
-    fig = Picture(0.9 + 2.7 * rows, "Time of a step against live weights, by layout: " + "; ".join(found))
+    gains = {name: layer.faster(t.engine) for name, layer in found.items() if (t := layer.quickest())}
+    fig = Picture(0.9 + 2.7 * rows, "Time of a step against live weights. How many times faster the quickest sparse "
+                  f"engine is than the best dense one: {told(gains)}")
     axes = np.ravel(fig.subplots(rows, min(2, len(found)), squeeze=False))
     for ax, (name, layer) in zip(axes, found.items()):
         for structure, (colour, line, marker) in SPARSE.items():
@@ -108,7 +115,10 @@ def roofline(layer: Layer, bandwidth: Mapping[int, float], macs: float) -> Pictu
     bandwidth: bytes a second from a matrix of so many bytes; the smallest and the largest are drawn, and the first that
     holds what the best dense engine reads. macs: the most float32 MACs a second.
     """
-    fig = Picture(4.3, "Roofline: products a second of dense and sparse engines against products a byte")
+    points = {"The best dense engine": layer.best} | ({f"{t.engine} sparse": t} if (t := layer.quickest()) else {})
+    fig = Picture(4.3, "Roofline, products a second against products for each byte read, under the machine's limits. "
+                  + "; ".join(f"{name}: {t.live / t.microseconds / 1000:.1f} billion a second, {t.live / t.bytes:.2f} "
+                              "a byte" for name, t in points.items()))
     ax = fig.subplots()
     x = np.geomspace(0.02, 3, 50)
     middle = min((size for size in bandwidth if size >= layer.best.bytes), default=max(bandwidth))
@@ -130,7 +140,8 @@ def roofline(layer: Layer, bandwidth: Mapping[int, float], macs: float) -> Pictu
             others["CSR"].append(t)
         elif t.engine.endswith(", int8") and "structured" not in t.engine:
             others["dense int8"].append(t)
-    for (name, found), (colour, marker) in zip(others.items(), ((PURPLE, "X"), ("black", "P"), (ORANGE, "D"))):
+    for name, found in others.items():
+        colour, marker = OTHERS[name]
         ax.plot([t.live / t.bytes for t in found], [t.live / t.microseconds / 1000 for t in found], marker,
                 color=colour, markersize=8, label=name)
     ax.set(xscale="log", yscale="log", xlabel="live products (MACs) for each byte read",

@@ -1,8 +1,9 @@
 """Figures made from records and arrays: matplotlib in, a `Picture` out. Nothing here trains or reads files; `slide`
 writes one, for those who teach.
 
-All share one style: as wide as a page is read (7 in), units on every axis, the colours of Okabe and Ito, which
-colour-blind readers tell apart, and a line style and marker of its own for each colour, for print without colour.
+All share one style: as wide as a page is read (7 in), units on every axis, and colours that colour-blind readers tell
+apart. Those of Okabe and Ito fill areas; letters and lines on white need darker ones. Each colour of a line has a style
+and a marker of its own, for print without colour.
 """
 
 import base64
@@ -10,6 +11,7 @@ import functools
 import html
 import io
 import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,8 +28,12 @@ WIDTH = 7.0                            # inches
 SLIDE = (1920, 1080)                   # pixels
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
 GREY = "#767676"
-LINES = [(BLUE, "-", "o"), (VERMILION, "--", "s"), (GREEN, "-.", "^"), (PURPLE, ":", "D"), (ORANGE, "-", "v"),
-         (SKY, "--", "P"), ("black", "-.", "X")]
+RUST, PINE, PLUM = "#B84E00", "#007A5A", "#8F4A78"     # for letters, and under white ones: a contrast of 4.5 and more
+# For lines: a contrast of 3 and more on white and on the tints below, apart for the colour-blind too, and in lightness.
+FOREST, AUBERGINE, BROWN, TEAL = "#004D36", "#803080", "#6B4700", "#468C8C"
+LINES = [(BLUE, "-", "o"), (VERMILION, "--", "s"), (FOREST, "-.", "^"), (AUBERGINE, ":", "D"), (BROWN, "-", "v"),
+         (TEAL, "--", "P"), ("black", "-.", "X")]
+HATCHES = ("", "///", "...", "xxx", "\\\\\\", "++")    # for areas side by side, which colour alone would tell apart
 STYLE = {"font.size": 10.5, "axes.titlesize": 10.5, "axes.labelsize": 10.5, "legend.fontsize": 10,
          "xtick.labelsize": 9.5, "ytick.labelsize": 9.5, "axes.spines.top": False, "axes.spines.right": False,
          "axes.grid": True, "axes.grid.axis": "y", "grid.color": "#dddddd", "axes.axisbelow": True,
@@ -41,20 +47,34 @@ TINTS = {"grow": "#d9f0e6", "train": "#eeeeee", "prune": "#fbe3d3", "final": "#d
 class Picture(Figure):
     """A figure that shows itself on a page, with `alt`: what it shows, for those who cannot see it.
 
-    Drawn finer than a plain screen shows; where the page is narrow it keeps a legible size and scrolls.
+    Drawn finer than a plain screen shows; where the page is narrow it keeps a legible size and scrolls. Labels may go
+    into `alt` as they are: it becomes one line without the marks of formulas, which would be read aloud.
     """
 
     def __init__(self, height: float, alt: str = ""):
         super().__init__(figsize=(WIDTH, height), layout="constrained")
-        self.alt = alt
+        self.alt = " ".join(alt.replace("$", "").split())
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         file = io.BytesIO()
         self.savefig(file, format="png", dpi=160)
         code = base64.b64encode(file.getvalue()).decode()
-        image = (f'<img alt="{html.escape(self.alt)}" src="data:image/png;base64,{code}" '
-                 f'style="width: 100%; min-width: 28rem; max-width: {100 * WIDTH:.0f}px; height: auto">')
-        return {"text/html": f'<div style="overflow-x: auto">{image}</div>', "image/png": code, "text/plain": self.alt}
+        return {"text/html": framed(f"data:image/png;base64,{code}", self.alt), "image/png": code,
+                "text/plain": self.alt}
+
+
+def framed(source: str, alt: str) -> str:
+    """HTML of an image in a box that scrolls where the page is narrow, with the keyboard too; it is named by the topic
+    of `alt`, which ends with the first full stop, colon or semicolon."""
+    topic = html.escape(re.split(r"[.:;](?= |$)", alt)[0] or "figure")
+    return (f'<div style="overflow-x: auto" tabindex="0" role="group" aria-label="{topic}">'
+            f'<img alt="{html.escape(alt)}" src="{source}" '
+            f'style="width: 100%; min-width: 36rem; max-width: {100 * WIDTH:.0f}px; height: auto"></div>')
+
+
+def told(values: Mapping[str, float], form: str = ".1f") -> str:
+    """Names with their numbers, for an `alt`; between them a semicolon, as there are names with commas."""
+    return "; ".join(f"{name} {value:{form}}" for name, value in values.items())
 
 
 def slide(picture: Figure, path: str | Path, size: tuple[int, int] = SLIDE) -> Path:
@@ -143,7 +163,10 @@ def learning_curves(records: Mapping[str, RunRecord]) -> Picture:
     if not records:
         raise ValueError("learning_curves needs at least one record")
     metric = _metric(next(iter(records.values())))
-    fig = Picture(5.2, f"Training loss and validation {METRICS[metric]} by epoch: " + ", ".join(records))
+    scores = {name: [s for row in record.history if np.isfinite(s := row.scores.get(metric, np.nan))]
+              for name, record in records.items()}
+    final = told({name: found[-1] if found else np.nan for name, found in scores.items()})
+    fig = Picture(5.2, f"Training loss and validation {METRICS[metric]} by epoch. The latter ends at: {final}.")
     top, low = fig.subplots(2, sharex=True)
     grown = next((r for r in records.values() if {row.phase for row in r.history} & PHASES.keys()), None)
     last, all_rates = 1, []
@@ -174,9 +197,13 @@ def gp_flow(record: RunRecord) -> Picture:
         raise ValueError(f"{record.experiment}: no growth or pruning in this run")
     events = record.phases
     metric = _metric(record)
-    fig = Picture(5.0, f"Growth and pruning of {record.experiment}: density and validation {METRICS[metric]} by event")
-    top, low = fig.subplots(2, sharex=True, height_ratios=(3, 2))
     densities = [100 * d for d in (record.history[0].density, *(e.density for e in events))]
+    rates = [event.scores.get(metric, np.nan) for event in events]
+    fig = Picture(5.0, f"Growth and pruning of {record.experiment} ({record.profile}, seed {record.seed}): live "
+                  f"connections and validation {METRICS[metric]} after each of {len(events)} events. From "
+                  f"{densities[0]:.1f} % the density goes to {densities[-1]:.1f} %, between {min(densities):.1f} and "
+                  f"{max(densities):.1f} %; the last {METRICS[metric]} is {rates[-1]:.1f}.")
+    top, low = fig.subplots(2, sharex=True, height_ratios=(3, 2))
     kinds, kept = ["train", *(e.phase for e in events)], [True, *(e.kept for e in events)]
     colours = {"grow": GREEN, "train": GREY, "prune": VERMILION, "final": BLUE}
     small = 9.5 if len(densities) <= 14 else 7.5
@@ -187,7 +214,6 @@ def gp_flow(record: RunRecord) -> Picture:
                      fontsize=small, textcoords="offset points", ha="center")
     top.set(ylabel="live connections (%)", ylim=(0, max(densities) * 1.13))
     # The scale is that of the pruning; the high rates of the first epochs are told, not drawn to scale.
-    rates = [event.scores.get(metric, np.nan) for event in events]
     later = [rate for rate, event in zip(rates, events) if event.phase != "grow"] or rates
     ceiling = 1.25 * max([*later, 1])
     groups = {("o", BLUE, "kept"): [], ("X", VERMILION, "undone"): [], ("^", GREY, "above the scale"): []}

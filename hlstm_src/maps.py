@@ -2,11 +2,10 @@
 
 A mask is a boolean matrix (4R, C), the gates' rows one below the other in PyTorch's order i, f, g, o; a mapping of
 names to masks is what `ConnectionMasks.masks` holds. Wide matrices are shown in blocks, a pixel mixing the colours of
-its block. The colours differ in lightness too, so that they can be told apart without seeing colour.
+its block. Each colour is at least twice as light as the next, so that they can be told apart without seeing colour.
 """
 
 import base64
-import html
 import io
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -16,10 +15,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from .figures import GREY, ORANGE, SKY, VERMILION, WIDTH, Picture, _array, _styled
+from .figures import BLUE, GREY, ORANGE, VERMILION, Picture, _array, _styled, framed
 
 GATES = "ifgo"
-STATES = {"alive": "#333333", "woken": SKY, "put to sleep": ORANGE, "dormant": "#f4f4f4"}
+STATES = {"alive": "#333333", "woken": BLUE, "put to sleep": ORANGE, "dormant": "#f4f4f4"}
 
 
 def _blocks(mask: np.ndarray, most: int = 40) -> np.ndarray:
@@ -75,10 +74,13 @@ def connection_maps(masks: Mapping[str, object]) -> Picture:
     """
     if not masks:
         raise ValueError("connection_maps needs at least one mask")
-    fig = Picture(0.35 + 1.95 * len(masks), "Share of live connections in each gate: " + ", ".join(masks))
+    masks = {name: _mask(name, mask) for name, mask in masks.items()}
+    fig = Picture(0.35 + 1.95 * len(masks), "Where the live connections of each gate are: " + "; ".join(
+        f"{name} {100 * mask.mean():.1f} % alive (" + ", ".join(
+            f"{gate} {100 * part.mean():.1f}" for gate, part in zip(GATES, np.split(mask, 4))) + ")"
+        for name, mask in masks.items()))
     parts = np.atleast_1d(fig.subfigures(len(masks), 1))
     for part, (name, mask) in zip(parts, masks.items()):
-        mask = _mask(name, mask)
         maps = [100 * _blocks(gate) for gate in np.split(mask, 4)]
         axes = part.subplots(1, 4, sharey=True)
         for ax, values, gate in zip(axes, maps, GATES):
@@ -110,7 +112,7 @@ def gp_masks(phases: Mapping[str, Mapping[str, object]], matrix: str | None = No
     _same_shapes(shown.values())
     rows, columns = len(next(iter(shown.values()))) // 4, next(iter(shown.values())).shape[1]
     densities = {phase: 100 * mask.mean() for phase, mask in shown.items()}
-    fig = Picture(6.6, f"Connections of {matrix} by gate: " + ", ".join(
+    fig = Picture(6.6, f"Connections of {matrix} by gate: " + "; ".join(
         f"{phase} {density:.1f} % alive" for phase, density in densities.items()))
     grid, before = fig.subplots(4, len(shown), sharex=True, sharey=True, squeeze=False), None
     for column, (phase, mask) in enumerate(shown.items()):
@@ -143,8 +145,8 @@ def _same_shapes(masks: Iterable[np.ndarray]) -> None:
 class Animation:
     """An animated GIF that shows itself on a page without network or program; `alt`: what it shows, in words.
 
-    It plays a few times and then rests on its last picture. Who asked their system for less motion, and a printed
-    page, get the last picture alone.
+    What stands on the page, and on paper, is its last picture. Nothing moves until the reader opens the line below it;
+    then the GIF plays over and over, and closing the line puts it away.
     """
 
     def __init__(self, gif: bytes, last: bytes, alt: str):
@@ -152,11 +154,10 @@ class Animation:
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         gif, last = (base64.b64encode(data).decode() for data in (self.gif, self.last))
-        picture = (f'<picture><source media="(prefers-reduced-motion: reduce)" srcset="data:image/png;base64,{last}">'
-                   f'<img alt="{html.escape(self.alt)}" src="data:image/gif;base64,{gif}" '
-                   f'style="width: 100%; min-width: 28rem; max-width: {100 * WIDTH:.0f}px; height: auto"></picture>')
-        return {"text/html": f'<div style="overflow-x: auto">{picture}</div>', "image/png": last,
-                "text/plain": self.alt}
+        still = framed(f"data:image/png;base64,{last}", self.alt)
+        moving = framed(f"data:image/gif;base64,{gif}", "The same from the first frame to the last, in motion.")
+        play = f"<details><summary>Play all frames (close this line to stop)</summary>{moving}</details>"
+        return {"text/html": still + play, "image/png": last, "text/plain": self.alt}
 
 
 @_styled
@@ -185,7 +186,7 @@ def animation(frames: Sequence[tuple[str, Mapping[str, object]]], seconds: float
         palette = palette.quantize(128, Image.Quantize.MAXCOVERAGE)
         images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
         durations = [round(1000 * seconds)] * (len(images) - 1) + [max(round(1000 * seconds), 2500)]
-        images[0].save(gif, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=2)
+        images[0].save(gif, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
         if len(gif.getvalue()) <= limit:
             said = "; ".join(f"{phase} {_density(masks):.1f} %" for phase, masks in shown)
             return Animation(gif.getvalue(), last.getvalue(), f"Live connections through training: {said}")

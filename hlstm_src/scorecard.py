@@ -134,7 +134,8 @@ def tab_scorecard(root: str | Path | None = None, brief: bool = False) -> Table:
              "these speakers could give, 95 %), and CIDEr for captions (higher is better). A smaller or quicker model "
              "meets a claim only if its score is no worse, in the mean of the seeds."]
     return Table("tab-scorecard", "What the abstracts claim, and what came of it", "claim", columns, lines,
-                 notes[:1] if brief else notes, frozenset({"our model", "recorded", "verdict"}))
+                 notes[:1] if brief else notes, frozenset({"our model", "recorded", "verdict"}),
+                 missing="nothing measured; in the paper's width there is speech alone")
 
 
 def _by_place(judged: Iterable[Claim]) -> dict[tuple[str, int], Claim]:
@@ -221,4 +222,4 @@ def tab_goals(root: str | Path | None = None) -> Table:
              "utterances of these speakers could give the difference (95 %). Times are of whole utterances, one by one "
              "on one thread, each network on its quickest engine."]
     return Table("tab-goals", "Our own goals for AN4", "goal", columns, lines, notes,
-                 frozenset({"our network", "recorded", "verdict"}))
+                 frozenset({"our network", "recorded", "verdict"}), missing="not run, or nothing to compare with")

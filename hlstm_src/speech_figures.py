@@ -13,13 +13,32 @@ from .audio import ALPHABET, BINS, BLANK, HOP, SAMPLE_RATE, WINDOW, convolutions
 from .corpora import SpeechCorpus
 from .deepspeech2 import GRU, DeepSpeech2, bins_left
 from .drawings import INK, _Circuit
-from .figures import BLUE, GREEN, GREY, LINES, VERMILION, WIDTH, Picture, _array, _styled
+from .figures import (
+    BLUE,
+    GREEN,
+    GREY,
+    HATCHES,
+    LINES,
+    PINE,
+    RUST,
+    VERMILION,
+    WIDTH,
+    Picture,
+    _array,
+    _styled,
+    told,
+)
 from .records import LatencyRow
 from .scores import word_errors
 
 
 def _visible(letter: str) -> str:
     return "␣" if letter == " " else letter
+
+
+def _named(letter: str) -> str:
+    """A letter as it is read aloud; `""` stands where there was none."""
+    return {" ": "space", "": "nothing"}.get(letter, letter)
 
 
 def _wrapped(text: str, width: int = 72) -> str:
@@ -47,7 +66,9 @@ def _paint(fig: Picture, ax, spec: np.ndarray) -> None:
 def spectrogram(spec, seconds: float, transcript: str) -> Picture:
     """A normalised log spectrogram (161, T) of `seconds` of sound."""
     spec = _array(spec)
-    fig = Picture(2.9, f"Spectrogram of {seconds:.1f} seconds of speech: {transcript}")
+    frames, bins = 100 * (spec == 0).all(0).mean(), 100 * (spec == 0).all(1).mean()
+    blank = f". Blanked out: {frames:.0f} % of the time and {bins:.0f} % of the frequencies." if frames or bins else ""
+    fig = Picture(2.9, f"Spectrogram of {seconds:.1f} seconds of speech: {transcript}{blank}")
     ax = fig.subplots()
     _paint(fig, ax, spec)
     ax.set(xlabel="time (s)", xlim=(0, max(seconds, WINDOW / SAMPLE_RATE)), title=_wrapped(transcript))
@@ -75,7 +96,10 @@ def corpus_overview(corpus: SpeechCorpus) -> Picture:
     """How long the utterances of each split are, and how often each letter is said in the training split."""
     splits = {name: [u for u in corpus.utterances if u.split == name] for name in ("train", "valid", "test")}
     splits = {name: found for name, found in splits.items() if found}
-    fig = Picture(4.9, f"Durations and letters of {len(corpus.utterances)} utterances of {corpus.name}")
+    said = Counter("".join(u.transcript for u in splits.get("train", corpus.utterances)))
+    fig = Picture(4.9, f"Durations and letters of {len(corpus.utterances)} utterances of {corpus.name}. The longest "
+                  f"takes {max(u.seconds for u in corpus.utterances):.1f} s; the commonest letters are "
+                  + ", ".join(_named(letter) for letter, _ in said.most_common(3)))
     top, low = fig.subplots(2)
     edges = np.linspace(0, max(u.seconds for u in corpus.utterances), 25)
     for (name, found), (colour, line, marker) in zip(splits.items(), LINES):
@@ -84,7 +108,6 @@ def corpus_overview(corpus: SpeechCorpus) -> Picture:
                  label=f"{name} ({len(found)})")
     top.set(xlabel="length (s)", ylabel="utterances (%)", ylim=(0, None), xlim=(0, None))
     top.legend(title="split (utterances)", title_fontsize=10)
-    said = Counter("".join(u.transcript for u in splits.get("train", corpus.utterances)))
     letters = ALPHABET[2:] + ALPHABET[1]
     shares = [100 * said[letter] / said.total() for letter in letters]
     low.bar(range(len(letters)), shares, color=BLUE)
@@ -150,7 +173,7 @@ def letter_confusions(samples: Sequence[Mapping[str, str]]) -> Picture:
                 errors.update(pairs)
     top = errors.most_common(15)[::-1]
     fig = Picture(1.3 + 0.24 * max(len(top), 2), "Most frequent letter errors: " + ", ".join(
-        f"{a or 'nothing'} heard as {b or 'nothing'} {n} times" for (a, b), n in top[::-1]))
+        f"{_named(a)} heard as {_named(b)} {n} times" for (a, b), n in top[::-1]))
     ax = fig.subplots()
     kinds = ((lambda a, b: a and b, BLUE, None, "another letter"), (lambda a, b: not b, VERMILION, "///", "left out"),
              (lambda a, b: not a, GREEN, "...", "put in"))
@@ -197,7 +220,9 @@ def errors_by_speaker_and_length(runs: Mapping[str, Sequence[Mapping[str, str]]]
         return 100 * sum(e for e, _ in pairs) / sum(w for _, w in pairs)
     speakers, lengths = (next(iter(groups.values()))[k] for k in (0, 1))
     order = sorted(speakers, key=lambda who: sum(rate(found[0][who]) for found in groups.values()))
-    fig = Picture(4.0, "Word error rates by speaker and by length: " + ", ".join(runs))
+    fig = Picture(4.0, "Word error rates by speaker and by length, in percent. " + "; ".join(
+        f"{name}: {rate(found[0][order[0]]):.1f} for {order[0]} to {rate(found[0][order[-1]]):.1f} for {order[-1]}"
+        for name, found in groups.items()))
     left, right = fig.subplots(1, 2, sharey=True, width_ratios=(max(len(order), 3), len(lengths) + 1))
     for (name, found), (colour, _, marker) in zip(groups.items(), itertools.cycle(LINES)):
         left.plot(range(len(order)), [rate(found[0][who]) for who in order], marker, color=colour, label=name)
@@ -230,10 +255,13 @@ def survivors_by_frequency(masks: Mapping[str, object]) -> Picture:
     """
     if not masks or any(_array(mask).shape[1] % bins_left() for mask in masks.values()):
         raise ValueError(f"survivors_by_frequency needs masks with {bins_left()} columns a channel")
-    fig = Picture(3.1, "Share of live connections by frequency: " + ", ".join(masks))
-    ax, middle = fig.subplots(), frequencies()
-    for (name, mask), (colour, line, marker) in zip(masks.items(), itertools.cycle(LINES)):
-        share = 100 * _array(mask).astype(float).mean(0).reshape(-1, bins_left()).mean(0)
+    middle, shares = frequencies(), {
+        name: 100 * _array(mask).astype(float).mean(0).reshape(-1, bins_left()).mean(0) for name, mask in masks.items()}
+    fig = Picture(3.1, "Share of live connections by frequency. " + "; ".join(
+        f"{name}: most, {share.max():.1f} %, at {middle[share.argmax()]:.1f} kHz, least, {share.min():.1f} %, at "
+        f"{middle[share.argmin()]:.1f} kHz" for name, share in shares.items()))
+    ax = fig.subplots()
+    for (name, share), (colour, line, marker) in zip(shares.items(), itertools.cycle(LINES)):
         ax.plot(middle, share, line, color=colour, marker=marker, label=name)
         ax.axhline(share.mean(), color=colour, linewidth=0.8, linestyle=":")
     field = (1 + sum((kF - 1) * step for (kF, *_), step in zip(convolutions(), (1, convolutions()[0][2])))) / BINS * 100
@@ -253,10 +281,10 @@ def training_time(rows: Sequence[LatencyRow], batch: int, names: Mapping[str, st
     whole, *parts = cases
     found = {(row.engine, row.case): row.microseconds / 1000 / batch for row in rows}
     engines = [engine for engine in names if (engine, whole) in found][::-1]
-    fig = Picture(1.5 + 0.42 * len(engines), "Milliseconds a training step takes for each utterance: " + "; ".join(
-        f"{names[e]} {found[e, whole]:.1f}" for e in engines[::-1]))
+    fig = Picture(1.5 + 0.42 * len(engines), "Milliseconds a training step takes for each utterance: " + told(
+        {names[e]: found[e, whole] for e in engines[::-1]}))
     ax, left = fig.subplots(), np.zeros(len(engines))
-    for part, (colour, *_), hatch in zip(parts, LINES, itertools.cycle(("", "///", "...", "xxx", "\\\\\\"))):
+    for part, (colour, *_), hatch in zip(parts, LINES, itertools.cycle(HATCHES)):
         size = np.array([found[e, part] for e in engines])
         ax.barh(range(len(engines)), size, left=left, color=colour, hatch=hatch, edgecolor="white", label=part)
         left += size
@@ -282,7 +310,7 @@ def architecture(model: DeepSpeech2) -> Picture:
         bins, step = (bins - kF) // sF + 1, step * sT
         steps = f"T/{step}" if step > 1 else "T"
         layers.append((f"convolution {kF} × {kT},\nstep {sF} × {sT}",
-                       f"{convolution.out_channels} × {bins} × {steps}", GREEN))
+                       f"{convolution.out_channels} × {bins} × {steps}", PINE))
     fig = Picture(2.2 + 0.72 * (len(layers) + len(model.rnns)),
                   "The recogniser, bottom to top: " + ", ".join(f"{a}: {b}".replace("\n", " ") for a, b, _ in layers)
                   + f", {len(model.rnns)} {kind} layers {H} wide in both directions, summed, {labels} labels")
@@ -300,7 +328,7 @@ def architecture(model: DeepSpeech2) -> Picture:
         size = bins * model.convolutions[-1].out_channels if n == 0 else H
         ax.text(left - 0.25, y + 0.12, f"{kind} {n + 1}\n{size} → {H}", ha="right", va="center", fontsize=9.5)
         for k, x in enumerate(places):
-            for up, colour, step in ((0, BLUE, 1), (0.38, VERMILION, -1)):
+            for up, colour, step in ((0, BLUE, 1), (0.38, RUST, -1)):
                 pen.box(x, y + up, "", colour, width=0.5, height=0.26)
                 if 0 <= k + step < shown:
                     pen.line((x + step * 0.25, y + up), (places[k + step] - step * 0.25, y + up))
@@ -311,7 +339,7 @@ def architecture(model: DeepSpeech2) -> Picture:
     for x, sign in zip(places, "_HH_E__"):
         ax.text(x, y + 0.65, sign, ha="center", va="center", family="monospace", fontsize=11)
     ax.text(left - 0.25, y + 0.65, "a path", ha="right", va="center", fontsize=9.5)
-    ax.text(left + width + 0.2, 1.05 * len(layers) + 0.38, "back", color=VERMILION, va="center", fontsize=9.5)
+    ax.text(left + width + 0.2, 1.05 * len(layers) + 0.38, "back", color=RUST, va="center", fontsize=9.5)
     ax.text(left + width + 0.2, 1.05 * len(layers), "forward", color=BLUE, va="center", fontsize=9.5)
     ax.set(xlim=(0, left + width + 1.2), ylim=(-0.4, y + 0.95), aspect="auto")
     return fig

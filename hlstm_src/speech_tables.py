@@ -133,7 +133,8 @@ def tab_ds2_long(root: str | Path | None = None, profile: str = RECORDED) -> Tab
              "convolutions, too; medium to as many live recurrent weights as the compact network has in the paper's "
              "width."]
     return Table("tab-ds2-long", "Recognisers trained for longer, with more of the sound blanked", "network", columns,
-                 lines, notes)
+                 lines, notes,
+                 missing="no such run, trained on these speakers, or no other LSTM x5 to compare with")
 
 
 def tab_ds2_precision(root: str | Path | None = None, profile: str = RECORDED) -> Table:
@@ -149,7 +150,7 @@ def tab_ds2_precision(root: str | Path | None = None, profile: str = RECORDED) -
     heads = [("", head) for head in ("products", "processor", "hours", "WER %, validation", WER.heading)]
     return Table("tab-ds2-precision", "One recipe in two precisions, seed 0", "network", heads, lines,
                  ["Hours on one thread, with other work beside: no comparison of speeds."],
-                 frozenset({"products", "processor"}))
+                 frozenset({"products", "processor"}), missing="not recorded")
 
 
 def tab_ds2_tuning(root: str | Path | None = None, profile: str = RECORDED) -> Table:
@@ -168,7 +169,8 @@ def tab_ds2_tuning(root: str | Path | None = None, profile: str = RECORDED) -> T
              "Windows a frame: 10 ms each, for one frame of the recurrent layers. Ordered epochs: so many at the start "
              "go from short utterances to long ones."]
     return Table("tab-ds2-tuning", "Recipes tried", "experiment", heads,
-                 [(name, [str(cell) for cell in cells]) for name, cells in lines], notes, frozenset({"else"}))
+                 [(name, [str(cell) for cell in cells]) for name, cells in lines], notes, frozenset({"else"}),
+                 missing="nothing else was changed, or WER never fell below 50 %")
 
 
 def speeds(root: str | Path | None = None, profile: str = RECORDED) -> dict[str, dict[str, float]]:
@@ -301,7 +303,7 @@ def tab_ds2_claims(root: str | Path | None = None, profile: str = RECORDED) -> T
             notes.append(f"For comparison, WER in percent of a dense {cell} as small as the compact model: "
                          + spread([run.scores["wer"] for run in small]) + ".")
     return Table("tab-ds2-claims", "The abstract's claims about speech", "claim", heads, lines, notes,
-                 frozenset({"our model", "verdict"}))
+                 frozenset({"our model", "verdict"}), missing="not recorded")
 
 
 def rate_verdict(rates: list[float], goal: float) -> str:

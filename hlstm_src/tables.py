@@ -1,8 +1,8 @@
 """Tables made from records: how they look, how numbers are shown, and what all chapters show of runs.
 
 A `Table` shows itself in a notebook (`_repr_html_`), gives a pandas Styler (`styler`) and prints as
-text (`markdown`). Nothing here trains, and no cell holds a number that neither a record nor
-`paper.yml` holds.
+text (`markdown`). `stamp` and `player` give what stands beside tables. Nothing here trains, and no cell
+holds a number that neither a record nor `paper.yml` holds.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from .paper import short
 from .records import RunRecord
 
 if TYPE_CHECKING:
+    import numpy as np
     from pandas.io.formats.style import Styler
 
 MISSING = "–"
 RECORDED = "desk"
-STICKY = "position: sticky; left: 0; display: inline-block; max-width: 85vw"  # a caption stays in sight
+STICKY = "position: sticky; left: 0; display: inline-block; max-width: 85vw"  # captions and sections stay in sight
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Html:
     """A piece of a page that also has a plain form: `str()` of it."""
 
     text: str
-    html: str
+    html: str = field(repr=False)
 
     def __str__(self) -> str:
         return self.text
@@ -46,7 +47,9 @@ class Table:
     """A finished table: every cell is text.
 
     `columns` are (group, heading) pairs, the group empty where there are none; `rows` are pairs of a
-    row's name and its cells; `notes` stand under the table; `experiments` are those whose runs it shows.
+    row's name and its cells, and a name whose cells are all empty heads the rows below it; `notes` stand
+    under the table, and with them what a dash means, `missing`, where a cell is one; `experiments` are
+    those whose runs it shows.
     """
 
     name: str
@@ -57,6 +60,11 @@ class Table:
     notes: list[str] = field(default_factory=list)
     words: frozenset[str] = frozenset()  # headings of columns that hold words, set flush left
     experiments: tuple[str, ...] = ()
+    missing: str = ""
+
+    def __post_init__(self) -> None:
+        if self.missing and any(MISSING in cells for _, cells in self.rows):
+            self.notes = [*self.notes, f"{MISSING} {self.missing}"]
 
     @property
     def styler(self) -> Styler:
@@ -70,10 +78,10 @@ class Table:
         frame = pd.DataFrame([cells for _, cells in self.rows], index=names, columns=heads, dtype=object)
         styles = [
             {"selector": "", "props": "border-collapse: collapse"},
-            {"selector": "caption", "props": "caption-side: top; text-align: left"},
-            {"selector": "caption span", "props": STICKY},
+            {"selector": "caption", "props": "caption-side: top; text-align: left; color: inherit"},
+            {"selector": "caption span, th[scope=rowgroup] span", "props": STICKY},
             {"selector": "th", "props": "text-align: left; vertical-align: bottom"},
-            {"selector": "th.row_heading", "props": "min-width: 8em; vertical-align: top"},
+            {"selector": "th.row_heading", "props": "min-width: min(8em, 35vw); vertical-align: top"},
             {"selector": "th, td", "props": "padding: 0.2em 0.5em"},
             {"selector": "td", "props": "text-align: right; white-space: nowrap; vertical-align: top"},
             {"selector": "th.col_heading", "props": "text-align: right"},
@@ -98,12 +106,19 @@ class Table:
     def _repr_html_(self) -> str:
         """The table in a box that scrolls by itself where the screen is narrow, notes below."""
         body = self.styler.to_html()
-        # pandas leaves out what a screen reader goes by: the reach of each heading, and the rows' own.
+        # pandas leaves out what a screen reader goes by: the reach of each heading, the rows' own, and that an
+        # empty one heads nothing.
         body = re.sub(r'<th (id="\S+" class="col_heading[^>]*colspan)', r'<th scope="colgroup" \1', body)
         body = re.sub(r'<th (id="\S+" class="(col|row)_heading)', r'<th scope="\2" \1', body)
         corner = f'<th scope="col" class="col_heading corner">{html.escape(self.corner)}</th>'
         body = re.sub(rf'<th class="blank level{int(self._grouped)}" >&nbsp;</th>', lambda _: corner, body)
         body = body.replace('<th class="blank level0" >&nbsp;</th>', "<td></td>")
+        body = re.sub(r'<th scope="\w+" (id="\S+" class="col_heading[^>]*)></th>', r"<td \1></td>", body)
+        # A row of empty cells heads those below it, up to the next such row.
+        section = rf'<tr><th scope="rowgroup" colspan="{1 + len(self.columns)}"\1><span>\2</span></th></tr>'
+        body = re.sub(r'<tr>\s*<th scope="row"([^>]*)>([^<]*)</th>(?:\s*<td [^>]*></td>)+\s*</tr>',
+                      f"</tbody>\n<tbody>\n{section}", body)
+        body = re.sub(r"<tbody>\s*</tbody>\n", "", body)
         label = html.escape(self.caption, quote=True)
         box = f'<div style="overflow-x: auto" role="region" tabindex="0" aria-label="{label}">\n{body}</div>'
         notes = "<br>\n".join(html.escape(note, quote=False) for note in self.notes)
@@ -206,7 +221,7 @@ def tab_runs(profile: str, experiments: Iterable[str] | None = None, root: str |
     heads = ["profile", "seed", "date", "machine", "products", "minutes", "commit"]
     notes = [] if lines else [f"No record yet in {' and '.join(dict.fromkeys((RECORDED, profile)))}."]
     words, columns = frozenset({"profile", "date", "machine", "products", "commit"}), [("", head) for head in heads]
-    return Table("tab-runs", "Runs behind this page", "experiment", columns, lines, notes, words)
+    return Table(f"tab-runs-{profile}", "Runs behind this page", "experiment", columns, lines, notes, words)
 
 
 def tab_phases(record: RunRecord) -> Table:
@@ -220,8 +235,9 @@ def tab_phases(record: RunRecord) -> Table:
     heads = ["phase", "epoch", "density", "live weights", *(f"{name} (validation)" for name in scores)]
     columns = [("", head) for head in [*heads, "kept", "note"]]
     caption = f"Growing and pruning in {record.experiment}, {record.profile}, seed {record.seed}"
-    name, words = f"tab-phases-{record.experiment}-{record.seed}", frozenset({"phase", "kept", "note"})
-    return Table(name, caption, "event", columns, lines, words=words)
+    name = f"tab-phases-{record.experiment}-{record.profile}-{record.seed}"
+    words = frozenset({"phase", "kept", "note"})
+    return Table(name, caption, "event", columns, lines, words=words, missing="not measured")
 
 
 def _cpu(name: str, cores: int) -> str:
@@ -255,6 +271,15 @@ def stamp(profile: str, record: RunRecord | None = None) -> Html:
     what = "This page was made" if record is None else f"{record.experiment}, seed {record.seed}, was run"
     text = f"{what} with the profile {profile} on {where}, on {when} (UTC)."
     return Html(text, f'<p class="stamp"><small>{html.escape(text)}</small></p>')
+
+
+def player(sound: np.ndarray, rate: int, label: str, *, normalize: bool = True) -> Html:
+    """What plays a sound (N), under a name that a screen reader tells; `normalize` as of IPython's Audio."""
+    from IPython.display import Audio  # comes with notebooks, and nothing else here needs it
+
+    name = f"Recording: {label}"
+    tag = f'<audio aria-label="{html.escape(name)}" '
+    return Html(name, Audio(sound, rate=rate, normalize=normalize)._repr_html_().replace("<audio ", tag, 1))
 
 
 def report(profile: str, root: str | Path | None = None) -> str:

@@ -102,6 +102,7 @@ def test_gate_shares_are_those_of_the_masks():
         heights = [bar.get_height() for bar in ax.patches]
         assert heights == pytest.approx([100 * float(part.float().mean()) for part in mask.chunk(4)])
         assert list(ax.lines[0].get_ydata()) == pytest.approx([100 * float(mask.float().mean())] * 2)
+        assert all(t.get_bbox_patch().get_facecolor() == (1, 1, 1, 1) for t in ax.texts)  # hides the dashes
     drawn(cf.gate_shares({"weight_ih": np.zeros((8, 3), bool)}))
 
 

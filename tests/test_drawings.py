@@ -54,6 +54,7 @@ def test_gradients_are_drawn_as_they_are_and_zeros_left_out():
     picture = drawn(drawings.gradient_flow({"a": [1, 1e-3, 0], "b": torch.tensor([1.0, 2.0, 3.0])}))
     a, b = picture.axes[0].lines
     assert picture.axes[0].get_yscale() == "log"
+    assert picture.alt.endswith("Farthest back it is: a 0; b 3")
     assert list(a.get_ydata()[:2]) == [1, 1e-3] and np.isnan(a.get_ydata()[2]) and list(b.get_ydata()) == [1, 2, 3]
 
 
@@ -65,7 +66,9 @@ def test_traces_show_each_step():
 
 def test_a_spread_has_its_median_and_its_range():
     values = torch.tensor([[10.0, 20.0, 90.0], [1.0, 2.0, 3.0]])
-    ax = drawn(drawings.learning_spread([0, 10], {"a": values}, "errors (%)")).axes[0]
+    picture = drawn(drawings.learning_spread([0, 10], {"a": values}, "errors (%)"))
+    ax = picture.axes[0]
+    assert picture.alt.endswith("Medians after 10 updates: a 2.0")
     assert list(ax.lines[0].get_ydata()) == [20, 2]
     heights = ax.collections[0].get_paths()[0].vertices[:, 1]
     assert heights.min() == 1 and heights.max() == 90
@@ -95,6 +98,14 @@ def test_a_timeline_keeps_order_and_length():
     assert {"4.5 ms", "2.5 ms", "time (ms)"} <= set(texts(picture))
 
 
+def test_kinds_of_work_differ_by_more_than_colour():
+    kinds = [str(k) for k in range(len(drawings.PIECES))]
+    picture = drawn(drawings.timeline({"a": [(kind, 1.0) for kind in kinds]}))
+    bars, marks = picture.axes[0].patches, picture.legends[0].get_patches()
+    looks = [[(patch.get_facecolor(), patch.get_hatch() or "") for patch in patches] for patches in (bars, marks)]
+    assert looks[0] == looks[1] and len({hatch for _, hatch in looks[0]}) == len(kinds)
+
+
 def test_a_timeline_of_too_many_kinds_is_refused():
     with pytest.raises(ValueError, match="can be told apart"):
         drawings.timeline({"a": [(str(k), 1.0) for k in range(7)]})
@@ -112,6 +123,7 @@ def test_costs_show_all_and_live_of_every_layer():
     assert [t.get_text() for t in picture.axes[1].texts] == ["3.0 M", "40"]
     assert [t.get_text() for t in picture.axes[0].get_yticklabels()] == ["wide", "narrow"]
     assert {"parameters", "MACs in a frame", "one", "two"} <= set(texts(picture))
+    assert "one, 510 of 2.0 K parameters and 3.0 M of 9.0 M MACs live; two, 500 of" in picture.alt
 
 
 def test_matplotlib_is_left_as_it_was():

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 
 import matplotlib
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hlstm_src import figures, scores, speech_figures
+from hlstm_src import drawings, figures, scores, speech_figures
 from hlstm_src.audio import ALPHABET, BINS, BLANK, HOP, SAMPLE_RATE, WINDOW
 from hlstm_src.corpora import LABELS, SpeechCorpus
 from hlstm_src.deepspeech2 import DeepSpeech2, spectrogram
@@ -52,6 +53,31 @@ def texts(picture) -> str:
     return "\n".join(t.get_text() for t in picture.findobj(matplotlib.text.Text))
 
 
+def linear(colour) -> np.ndarray:
+    """Red, green and blue light of a colour, in [0, 1]."""
+    values = np.array(matplotlib.colors.to_rgb(colour))
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+def luminance(colour) -> float:
+    """Relative luminance as the Web Content Accessibility Guidelines define it."""
+    return float(linear(colour) @ [0.2126, 0.7152, 0.0722])
+
+
+def contrast(one, other) -> float:
+    """The guidelines' ratio of contrast, from 1 to 21."""
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def seen_by_deuteranopes(colour) -> np.ndarray:
+    """Lightness and hue (CIELAB) left without the receptors for green (Machado, Oliveira and Fernandes 2009)."""
+    seen = np.array([[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]]) @ linear(colour)
+    xyz = np.array([[0.412, 0.358, 0.180], [0.213, 0.715, 0.072], [0.019, 0.119, 0.950]]) @ np.clip(seen, 0, 1)
+    x, y, z = np.cbrt(xyz / [0.950, 1, 1.089])
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
 @pytest.fixture(scope="module")
 def corpus():
     return SpeechCorpus(ROOT / MINI_SPEECH)
@@ -74,6 +100,38 @@ def test_a_picture_shows_itself_with_words_for_those_who_cannot_see_it(sound):
     assert shown["text/plain"] == picture.alt
 
 
+def test_words_for_a_picture_are_one_line_without_the_marks_of_formulas():
+    picture = figures.Picture(1.0, "Gates of $h$.\nLast: LSTM,\n$b_f = 3$ 0.25\n")
+    assert picture.alt == "Gates of h. Last: LSTM, b_f = 3 0.25"
+    assert "$" not in drawings.gradient_flow({"LSTM, $c$, $b_f = 3$": [1.0, 0.5]}).alt
+
+
+@pytest.mark.parametrize("alt, topic", [("Errors of 2.5 s & more: many", "Errors of 2.5 s &amp; more"),
+                                        ("Two circuits. Left: x", "Two circuits"), ("", "figure")])
+def test_a_picture_keeps_a_legible_width_and_the_keyboard_can_scroll_it(alt, topic):
+    shown = figures.Picture(1.0, alt)._repr_mimebundle_()["text/html"]
+    assert "min-width: 36rem" in shown and "overflow-x: auto" in shown         # 8.2 pt of 7 in are 9.4 px of 36 rem
+    assert f'tabindex="0" role="group" aria-label="{topic}"' in shown
+
+
+def test_letters_have_contrast_enough_to_be_read():
+    written = [figures.RUST, figures.PINE, figures.PLUM, figures.BLUE, figures.GREY, drawings.INK,
+               *(colour for _, colour in drawings.GATES.values())]
+    assert all(contrast(colour, "white") >= 4.5 for colour in written)
+    assert contrast(figures.GREEN, "white") == pytest.approx(3.42, abs=0.01)   # so fills alone
+
+
+def test_lines_stand_out_from_what_lies_behind_them_and_from_each_other():
+    colours = [colour for colour, _, _ in figures.LINES]
+    for behind in ("white", *figures.TINTS.values()):
+        assert all(contrast(colour, behind) >= 3 for colour in colours)
+    lightness = [seen_by_deuteranopes(colour)[0] for colour in colours[:3]]
+    assert all(abs(a - b) > 6 for a, b in itertools.combinations(lightness, 2))     # the three that meet most
+    seen = [seen_by_deuteranopes(colour) for colour in colours]
+    assert all(np.linalg.norm(a - b) > 15 for a, b in itertools.combinations(seen, 2))
+    assert len({(line, marker) for _, line, marker in figures.LINES}) == len(figures.LINES)
+
+
 def test_drawing_leaves_no_trace(sound):
     import matplotlib.pyplot as plt
     before = dict(matplotlib.rcParams)
@@ -94,9 +152,16 @@ def test_sound_and_spectrogram_share_their_time(sound):
     assert (bottom + above) / 2 * 1000 == pytest.approx(SAMPLE_RATE / 4)
 
 
+def test_words_for_a_spectrogram_tell_what_is_blanked_out(sound):
+    spec = sound[2].clone()
+    assert "Blanked" not in speech_figures.spectrogram(spec, 1.0, "A").alt
+    spec[:40] = spec[:, :spec.shape[1] // 2] = 0
+    assert "Blanked out: 50 % of the time and 25 % of the frequencies" in speech_figures.spectrogram(spec, 1.0, "A").alt
+
+
 @pytest.mark.parametrize("frames", [1, 7])
 def test_the_shortest_sounds_can_be_drawn(frames):
-    drawn(speech_figures.spectrogram(np.zeros((BINS, frames)), 0.0, "A"))
+    drawn(speech_figures.spectrogram(np.ones((BINS, frames)), 0.0, "A"))
     drawn(speech_figures.wave_and_spectrogram(np.zeros(WINDOW + HOP * (frames - 1)), np.zeros((BINS, frames))))
 
 
@@ -120,6 +185,12 @@ def test_learning_curves_show_every_epoch(epochs):
         assert list(line.get_ydata()) == [row.scores["wer"] for row in run.history]
         assert list(line.get_xdata()) == [row.epoch + 1 for row in run.history]
     assert list(top.lines[0].get_ydata()) == [row.loss for row in runs["dense"].history]
+
+
+def test_words_for_learning_curves_tell_where_each_one_ends():
+    runs = {"LSTM, wide": record(LONG, masks=False), "H-LSTM": record(SMOKE)}
+    runs["H-LSTM"].history[-1].scores.clear()                                  # not scored after the last epoch
+    assert figures.learning_curves(runs).alt.endswith("ends at: LSTM, wide 24.5; H-LSTM 101.0.")
 
 
 def test_learning_curves_name_the_phases_and_say_what_is_cut_off():
@@ -150,6 +221,10 @@ def test_the_flow_has_a_bar_for_the_seed_and_one_for_each_event(epochs):
     assert [bar.get_height() for bar in bars] == pytest.approx(
         [100 * run.history[0].density, *(100 * event.density for event in run.phases)])
     assert [bool(bar.get_hatch()) for bar in bars] == [False, *(not event.kept for event in run.phases)]
+    low, high = (f(bar.get_height() for bar in bars) for f in (min, max))
+    for part in (f"({run.profile}, seed {run.seed})", f"between {low:.1f} and {high:.1f} %",
+                 f"From 50.0 % the density goes to {100 * epochs[-1][1]:.1f} %", f"is {epochs[-1][2]:.1f}."):
+        assert part in picture.alt
     written = [a.get_text() for a in picture.axes[1].texts]
     assert written == [f"{event.scores['wer']:.1f}" for event in run.phases]
 
@@ -208,6 +283,8 @@ def test_letter_errors_are_counted_by_kind():
                for label, y in zip(ax.get_yticklabels(), ax.get_yticks()) if abs(bar.get_y() + 0.4 - y) < 0.1}
     assert counted == {"B → P": 2, "O → –": 1, "– → S": 1, "Y → –": 1, "E → –": 1, "S → –": 1}
     assert "7 letter errors in 5 utterances" in ax.get_xlabel()
+    silence = speech_figures.letter_confusions([{"reference": "A B", "hypothesis": "AB"}])
+    assert silence.alt.endswith("space heard as nothing 1 times")
     drawn(speech_figures.letter_confusions([{"reference": "A", "hypothesis": "A"}]))
 
 
@@ -264,6 +341,8 @@ def test_survivors_are_counted_at_the_frequency_that_their_unit_sees():
     ax = drawn(speech_figures.survivors_by_frequency({"forward": mask})).axes[0]
     share = ax.lines[0].get_ydata()
     assert share[3] == pytest.approx(75) and share[20] == pytest.approx(10) and share.sum() == pytest.approx(85)
+    alt = speech_figures.survivors_by_frequency({"forward": mask}).alt
+    assert "forward: most, 75.0 %, at 2.6 kHz, least, 0.0 %, at 2.0 kHz" in alt
     with pytest.raises(ValueError, match="21 columns"):
         speech_figures.survivors_by_frequency({"wrong": mask[:, :40]})
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from hlstm_src import maps
 from tests.pictures import drawn
+from tests.test_figures import luminance
 
 COLOURS = {state: np.array(matplotlib.colors.to_rgb(colour)) for state, colour in maps.STATES.items()}
 
@@ -44,6 +45,7 @@ def test_connection_maps_stand_in_the_order_of_the_gates():
     assert [ax.get_title() for ax in panels][:4] == ["gate i", "gate f", "gate g", "gate o"]
     assert shares == [0, 0, 100, 0, 100, 100, 0, 100]
     assert "weight_hh: 25.0 % of 25,600 alive" in texts(picture)
+    assert "weight_hh 25.0 % alive (i 0.0, f 0.0, g 100.0, o 0.0); weight_ih 75.0 % alive" in picture.alt
     drawn(maps.connection_maps({"nothing alive": np.zeros((8, 3), bool)}))
     for wrong in ({}, {"w": np.zeros((6, 3), bool)}, {"w": np.zeros(8, bool)}):
         with pytest.raises(ValueError):
@@ -68,9 +70,8 @@ def test_every_connection_is_in_one_state_and_its_colour_shows_it(rows, columns,
 
 
 def test_colours_of_states_differ_for_those_who_see_none():
-    lightness = {state: float(colour @ [0.2126, 0.7152, 0.0722]) for state, colour in COLOURS.items()}
-    within = [("alive", "woken"), ("alive", "put to sleep"), ("woken", "dormant"), ("put to sleep", "dormant")]
-    assert all(abs(lightness[a] - lightness[b]) > 0.25 for a, b in within)
+    light = sorted(luminance(colour) + 0.05 for colour in COLOURS.values())
+    assert all(lighter >= 2 * darker for darker, lighter in zip(light, light[1:]))
     assert abs(COLOURS["woken"] - COLOURS["put to sleep"])[2] > 0.5        # blue against orange
 
 
@@ -125,7 +126,7 @@ def moving():
 def test_an_animation_has_a_frame_for_each_moment_and_then_rests(moving):
     frames, shown = moving
     gif = Image.open(io.BytesIO(shown.gif))
-    assert gif.format == "GIF" and gif.n_frames == len(frames) and gif.info["loop"] == 2
+    assert gif.format == "GIF" and gif.n_frames == len(frames) and gif.info["loop"] == 0
     durations, pictures = [], []
     for k in range(gif.n_frames):
         gif.seek(k)
@@ -155,7 +156,10 @@ def test_an_animation_shows_itself_without_network_or_program(moving):
     page = shown._repr_mimebundle_()
     assert base64.b64decode(page["image/png"]) == shown.last
     assert base64.b64encode(shown.gif).decode() in page["text/html"]
-    assert "prefers-reduced-motion" in page["text/html"]
+    still, asked = page["text/html"].split("<details>")                      # nothing moves before one opens it
+    assert page["image/png"] in still and "image/gif" not in still
+    assert "<summary>Play" in asked and asked.endswith("</details>")
+    assert page["text/html"].count('tabindex="0"') == page["text/html"].count("min-width: 36rem") == 2
     assert "http" not in page["text/html"] and "<script" not in page["text/html"]
     live = sum(int(mask.sum()) for mask in frames[1][1].values()) / sum(m.numel() for m in frames[1][1].values())
     assert f"growth 1 {100 * live:.1f} %" in shown.alt and shown.alt in page["text/html"]

@@ -151,6 +151,7 @@ def test_recipes_that_were_tried_are_shown_with_their_last_score(tmp_path):
     assert st.tab_ds2_tuning(tmp_path).rows == [
         ("ds2-lstm5", ["0.002", "4", "1", MISSING, "2 of 3", MISSING, "55.0", "30.0"]),
         ("ds2-lstm5", ["0.002", "4", "1", "dropout 0.2", "3", "2", "7.0", "4.0"])]
+    assert st.tab_ds2_tuning(tmp_path).notes[-1].startswith(MISSING)
 
 
 def test_wide_networks_are_those_of_their_own_profile(tmp_path):
@@ -181,6 +182,7 @@ def test_networks_trained_longer_are_held_against_an_lstm_trained_as_long(tmp_pa
     table = st.tab_ds2_long(tmp_path)
     assert [name for name, _ in table.rows] == ["LSTM x5", "H-LSTM x3"]            # those that were trained longer
     assert row(table, "LSTM x5") == ["31.0, n=1", "30.0, n=1", "8", "21.0, n=1", "20.0, n=1", MISSING]
+    assert table.notes[-1].startswith(MISSING)
     cells = row(table, "H-LSTM x3")
     assert cells[:5] == [MISSING, MISSING, "8", "11.0, n=1", "10.0, n=1"] and cells[5].startswith("-10.0 (-")
     longer = make("ds2-hlstm3-longer", "desk", scores={"wer": 5.0}, valid_scores={"wer": 6.0}, samples=said(1))

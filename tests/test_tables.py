@@ -3,6 +3,8 @@
 import re
 from html.parser import HTMLParser
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -177,14 +179,52 @@ def test_tables_are_accessible_and_scroll_by_themselves(store):
         (box,) = [attributes for tag, attributes in page.tags if tag == "div"]
         assert "overflow-x: auto" in box["style"] and box["tabindex"] == "0"
         assert box["aria-label"] == table.caption
-        assert "color" not in table._repr_html_()
+        assert set(re.findall(r"color:\s*(\w+)", table._repr_html_())) == {"inherit"}      # legible on light and dark
         ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
         assert len(ids) == len(set(ids))
 
 
+def test_a_row_without_cells_heads_the_rows_below_it():
+    rows = [("Speech", ["", ""]), ("a", ["1", ""]), ("Captions", ["", ""]), ("b", ["2", "3"])]
+    made = tables.Table("tab-a", "A table", "claim", [("", "x"), ("", "y")], rows)._repr_html_()
+    heads = [(attributes["scope"], attributes.get("colspan")) for tag, attributes in Page(made).tags if tag == "th"]
+    assert heads == [*[("col", None)] * 3, *[("rowgroup", "3"), ("row", None)] * 2]
+    assert Page(made).rows[1:] == [["Speech"], ["a", "1", ""], ["Captions"], ["b", "2", "3"]]
+    assert [len(re.findall("<tr", body)) for body in re.findall(r"<tbody>(.*?)</tbody>", made, re.DOTALL)] == [2, 2]
+
+
+def test_columns_without_a_group_have_no_empty_heading():
+    columns = [("", "a"), ("", "b"), ("c", "d"), ("c", "e"), ("", "f")]
+    page = Page(tables.Table("tab-a", "A table", "g", columns, [("h", list("12345"))])._repr_html_())
+    top = [(tag, attributes.get("scope"), attributes.get("colspan")) for tag, attributes in page.tags if "level0" in
+           attributes.get("class", "") and "col_heading" in attributes["class"]]
+    assert top == [("td", None, "2"), ("th", "colgroup", "2"), ("td", None, None)]
+
+
+def test_a_dash_is_explained_where_there_is_one():
+    def notes(cell):
+        return tables.Table("tab-a", "A table", "b", [("", "c")], [("d", [cell])], ["A note."], missing="not run").notes
+    assert notes("1") == ["A note."] and notes(tables.MISSING) == ["A note.", f"{tables.MISSING} not run"]
+
+
+def test_tables_of_one_page_have_names_of_their_own():
+    phases = [{"phase": "grow", "epoch": 2, "density": 0.75, "nonzero": 750, "kept": True}]
+    made = [tables.tab_phases(make("ds2-hlstm3-compact", profile, phases=phases)) for profile in ("desk", "laptop")]
+    made += [tables.tab_runs(profile, []) for profile in ("wide", "laptop")]
+    assert len({table.name for table in made}) == 4
+
+
+def test_a_player_tells_what_it_plays():
+    pytest.importorskip("IPython")
+    player = tables.player(np.linspace(-1, 1, 160), 16_000, 'NO "YES"')
+    (audio,) = [attributes for tag, attributes in Page(player._repr_html_()).tags if tag == "audio"]
+    assert audio["aria-label"] == str(player) == 'Recording: NO "YES"' and "controls" in audio
+    assert "base64" not in repr(player)                        # which a notebook keeps beside the page's form
+
+
 def test_numbers_stand_flush_right_and_words_flush_left(store):
     table = tables.tab_runs("laptop", root=store(make("ds2-lstm5", "laptop")))
-    styles = re.findall(r"#T_tab-runs (td[^{,]*) \{\s*([^}]*)\}", table.styler.to_html().replace(",\n", "\n"))
+    styles = re.findall(r"#T_tab-runs-laptop (td[^{,]*) \{\s*([^}]*)\}", table.styler.to_html().replace(",\n", "\n"))
     text = table.styler.to_html()
     assert any(selector == "td" and "text-align: right" in rule for selector, rule in styles)
     for place, (_, heading) in enumerate(table.columns):
