@@ -126,7 +126,8 @@ def test_what_cannot_be_packed_is_refused_and_nothing_written(folder, tmp_path):
     with pytest.raises(ValueError, match="take the place of the trained model"):
         pack(source, tmp_path / "link")
     toy = experiments.recipe("toy-dense", "smoke")
-    save_model(tmp_path / "toy", experiments.ToyModel(**toy.model), None, {"benchmark": "toy", "model": toy.model})
+    save_model(tmp_path / "toy", experiments.ToyModel(**toy.model), None,
+               {"benchmark": "toy", "model": toy.model, "task": toy.task})
     with pytest.raises(ValueError, match="toy: neither a recogniser nor a captioner"):
         pack(tmp_path / "toy", tmp_path / "packed")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "model", "toy"]
