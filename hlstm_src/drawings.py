@@ -14,7 +14,6 @@ from .counting import Counts
 from .figures import (
     BLUE,
     FOREST,
-    HATCHES,
     LINES,
     ORANGE,
     PINE,
@@ -248,9 +247,9 @@ def timeline(lanes: Mapping[str, Sequence[tuple[str, float]]]) -> Picture:
     kinds = list(dict.fromkeys(kind for lane in lanes.values() for kind, _ in lane))
     if len(kinds) > len(PIECES):
         raise ValueError(f"{len(kinds)} kinds of work: {len(PIECES)} can be told apart")
-    # Edges of no width, which give the hatches their colour: pieces can be as narrow as a line.
-    looks = {kind: {"facecolor": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0}
-             for kind, colour, hatch in zip(kinds, PIECES, HATCHES)}
+    # A hair of white between pieces, which are too narrow for hatches.
+    looks = {kind: {"facecolor": colour, "edgecolor": "white", "linewidth": 0.4}
+             for kind, colour in zip(kinds, PIECES)}
     totals = {name: sum(ms for _, ms in lane) for name, lane in lanes.items()}
     fig = Picture(1.5 + 0.75 * len(lanes), "Timeline in milliseconds: " + "; ".join(
         f"{name} {total:.1f} ms" for name, total in totals.items()))

@@ -98,12 +98,13 @@ def test_a_timeline_keeps_order_and_length():
     assert {"4.5 ms", "2.5 ms", "time (ms)"} <= set(texts(picture))
 
 
-def test_kinds_of_work_differ_by_more_than_colour():
+def test_kinds_of_work_are_told_apart_and_named():
     kinds = [str(k) for k in range(len(drawings.PIECES))]
     picture = drawn(drawings.timeline({"a": [(kind, 1.0) for kind in kinds]}))
-    bars, marks = picture.axes[0].patches, picture.legends[0].get_patches()
-    looks = [[(patch.get_facecolor(), patch.get_hatch() or "") for patch in patches] for patches in (bars, marks)]
-    assert looks[0] == looks[1] and len({hatch for _, hatch in looks[0]}) == len(kinds)
+    looks = [[patch.get_facecolor() for patch in patches] for patches in (picture.axes[0].patches,
+                                                                         picture.legends[0].get_patches())]
+    assert looks[0] == looks[1] and len(set(looks[0])) == len(kinds)
+    assert {patch.get_edgecolor()[:3] for patch in picture.axes[0].patches} == {(1, 1, 1)}
 
 
 def test_a_timeline_of_too_many_kinds_is_refused():
