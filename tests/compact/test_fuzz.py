@@ -98,7 +98,7 @@ def read_or_refused(path) -> None:
                 said += [model.caption(pixels)] if pixels.any() else []
                 assert len(said) >= 2 and set(" ".join(said).split()) <= set(" ".join(model.vocabulary).split())
             else:
-                assert set(model.transcribe(WAVE)) <= set(ALPHABET)
+                assert set(model.transcribe(WAVE)) <= set(model.alphabet)    # which is the file's, spoilt or not
     except ModelFileError as error:
         told(path, error)
     finally:
