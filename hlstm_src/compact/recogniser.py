@@ -148,6 +148,8 @@ def _sizes(file: ModelFile) -> dict:
         raise file.error(f"stride {m['stride']} is neither 2 nor 4")
     if m["labels"] != len(letters) or not letters.isprintable():
         raise file.error(f"{m['labels']} labels need as many letters that can be printed, not {len(letters)}")
+    if letters != audio.ALPHABET:                                  # one flipped bit makes ^ of V
+        raise file.error("spells in another alphabet than the recognisers of this project")
     frame = audio.BINS * m["channels"]                             # more than the first layer's inputs
     layers = sum(entries(m, m["hidden"] if k else frame) for k in range(m["layers"]))
     file.afford(2 * layers + m["labels"] * m["hidden"] + 231 * m["channels"] ** 2)
