@@ -81,8 +81,9 @@ def evaluate(model: Annotated[Path, typer.Argument(help="a .safetensors file tha
     from .masks import load_tensors
     about = load_tensors(model)[1]
     records.check_model(model)
-    if about.get("benchmark") == "toy" and (limit is not None or show):
-        raise ValueError(f"{model}: a network of the interlock is scored whole; leave out --limit and --show")
+    if about.get("benchmark") == "toy" and (corpus is not None or limit is not None or show):
+        raise ValueError(f"{model}: a network of the interlock has no corpus and is scored whole; leave out --corpus, "
+                         "--limit and --show")
     if "kind" in about:                                            # `pack` wrote it
         from . import packed
         opened, rates, heard = packed.evaluate(model, corpus, split, limit)

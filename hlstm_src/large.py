@@ -136,10 +136,8 @@ def _room(count: int, like: Tensor, rows: int, deep: int) -> np.ndarray:
 
 @compiled
 def _zeros(like):
-    """Room of that size and type, which begins where a line of the cache does; a thread's own."""
-    whole = np.zeros(like.size + LINE // like.itemsize, like.dtype)
-    first = -np.int64(whole.ctypes.data) % LINE // like.itemsize
-    return whole[first:first + like.size].reshape(like.shape)
+    """Room of that size and type; a thread's own."""
+    return products.zeros(like.size, like).reshape(like.shape)
 
 
 @compiled

@@ -19,7 +19,12 @@ from .compiled import compiled
 from .gates import share
 from .library import as_array
 from .tiles import CONFIG, ROWS, TILE, TILES, block, configure, release
-from .vectors import HAS, HEIGHT, LANES, PANEL, SIZE, pairs_of_vector, strip, strip_of_pairs, turn
+from .vectors import HAS, HEIGHT, LANES, LINE, PANEL, SIZE, pairs_of_vector, strip, strip_of_pairs, take_vector, turn
+
+# With so many rows or more, and fewer steps, a matrix is cut anew at each step of the way back, in float32. A product
+# then takes a seventh longer than with a packed one, but no room: packed ones, of so few steps, are much of all memory.
+CUT = 64, 32
+TOGETHER = 4                           # panels that are cut together: lines side by side come quicker than one by one
 
 
 @functools.cache
@@ -61,6 +66,14 @@ def pack_back(weight: Tensor, groups: int) -> np.ndarray:
     return out
 
 
+def prepared_back(weight: Tensor, groups: int, rows: int, steps: int) -> np.ndarray:
+    """What `product` takes on the way back of so many steps of so many rows: a packed matrix, or the matrix as it is,
+    whose panels are then cut as they are needed (`CUT`)."""
+    if weight.dtype == float32 and rows >= CUT[0] and steps < CUT[1]:
+        return weight.contiguous().numpy()
+    return pack_back(weight, groups)
+
+
 @compiled
 def _cut_panels(weight, out, part, parts):
     wide = np.int64(4 * weight.shape[1])
@@ -93,6 +106,14 @@ def _cut_back(weight, groups, out, part, parts):
 # Products -------------------------------------------------------------------------------------------------------------
 
 @compiled
+def zeros(size, like):
+    """So many, of an array's type, which begin where a line of the cache does; a thread's own."""
+    room = np.zeros(size + LINE // like.itemsize, like.dtype)
+    first = -np.int64(room.ctypes.data) % LINE // like.itemsize
+    return room[first:first + size]
+
+
+@compiled
 def by_tiles(x, packed, groups, out, rows, part, parts):
     """`product` in bfloat16, x as uint16. Only between `configure` and `release`."""
     tiles, depth = packed.shape[0] // groups, np.int64(packed.shape[1])
@@ -117,6 +138,29 @@ def by_vectors(x, packed, groups, out, rows, part, parts):
 
 
 @compiled
+def by_cutting(x, weight, groups, out, rows, part, parts):
+    """`product` in float32 with each block of a matrix (groups*depth, K) itself, not its transpose: x is (P,
+    groups*depth), out (P, groups*K). A few panels at a time are cut and used up."""
+    (R, K), wide, far = weight.shape, np.int64(4 * x.shape[1]), np.int64(4 * out.shape[1])
+    depth, panels = R // groups, K // PANEL
+    own = zeros(TOGETHER * depth * PANEL, weight)
+    x_at, weight_at, own_at, out_at = x.ctypes.data, weight.ctypes.data, np.int64(own.ctypes.data), out.ctypes.data
+    some = -(-panels // TOGETHER)                                  # as many as are cut together, and what is left
+    for n in range(part, groups * some, parts):
+        g, first = n // some, n % some * TOGETHER
+        count, column = min(TOGETHER, panels - first), first * PANEL
+        for k in range(depth):
+            row = weight_at + 4 * ((g * depth + k) * K + column)
+            for m in range(count):
+                for half in range(0, PANEL, LANES):
+                    take_vector(row + 4 * (m * PANEL + half), 0, own_at + 4 * ((m * depth + k) * PANEL + half))
+        for m in range(count):
+            for p in range(rows[0], rows[1], HEIGHT):
+                strip(x_at + p * wide + 4 * g * depth, wide, 4, own_at + 4 * m * depth * PANEL, depth,
+                      out_at + p * far + 4 * (g * K + column + m * PANEL), far)
+
+
+@compiled
 def by_pairs(x, packed, groups, out, rows, part, parts):
     """`product` in bfloat16 by vectors: a tile is a panel of one vector, and two neighbours are taken at once."""
     tiles, depth = packed.shape[0] // groups, np.int64(16 * packed.shape[1])           # depth in pairs
@@ -130,7 +174,8 @@ def by_pairs(x, packed, groups, out, rows, part, parts):
 
 def product(x, packed, groups, out, rows, part=0, parts=1):
     """out (P, R) = x (P, groups*K), block by block times the transpose of the packed matrix's blocks; P is a multiple
-    of 16. x is float32, or bfloat16 as uint16, out float32. Only between `begin` and `end`.
+    of 16. x is float32, or bfloat16 as uint16, out float32. Only between `begin` and `end`. A matrix that is not packed
+    is for the way back (`by_cutting`).
 
     Made are the rows from rows[0] to before rows[1], and of several threads each makes the columns of its `part` of
     `parts`."""
@@ -138,6 +183,9 @@ def product(x, packed, groups, out, rows, part=0, parts=1):
 
 @overload(product)
 def _product(x, packed, groups, out, rows, part=0, parts=1):
+    if packed.ndim == 2:
+        return lambda x, packed, groups, out, rows, part=0, parts=1: by_cutting(x, packed, groups, out, rows, part,
+                                                                                parts)
     if x.dtype == types.uint16 and TILES:
         return lambda x, packed, groups, out, rows, part=0, parts=1: by_tiles(x, packed, groups, out, rows, part, parts)
     if x.dtype == types.uint16:
@@ -151,20 +199,21 @@ def whole(batch):
     return -(-batch // ROWS) * ROWS
 
 
-def shares(like, batch, part, parts):
-    """What a thread makes in each product of the kind of an array, of whose rows the first `batch` count: its rows, and
-    its columns' part and parts.
+def shares(packed, batch, part, parts):
+    """What a thread makes in each product with such a matrix, of whose rows the first `batch` count: its rows, and its
+    columns' part and parts.
 
     With vectors all columns of rows of its own, if the batch can be shared so: then no thread waits for another, though
-    each reads all weights. Otherwise all rows of columns of its own, whose weights stay in its own cache."""
+    each reads all weights. Otherwise all rows of columns of its own, whose weights stay in its own cache, and which
+    nobody else cuts."""
 
 
 @overload(shares)
-def _shares(like, batch, part, parts):
-    if like.dtype == types.uint16 and TILES:
-        return lambda like, batch, part, parts: ((0, whole(batch)), part, parts)
+def _shares(packed, batch, part, parts):
+    if packed.ndim == 2 or packed.dtype == types.uint16 and TILES:
+        return lambda packed, batch, part, parts: ((0, whole(batch)), part, parts)
 
-    def by_rows(like, batch, part, parts):
+    def by_rows(packed, batch, part, parts):
         if batch % (parts * HEIGHT) == 0:
             return (batch * part // parts, batch * (part + 1) // parts), 0, 1
         return (0, whole(batch)), part, parts

@@ -7,6 +7,7 @@ Those of the profiles `smoke` and `laptop` are scratch work and lie under `resul
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -231,12 +232,17 @@ def check_model(file: str | Path) -> None:
     """Raise RecordError if the record beside a model file tells of other bytes.
 
     A flipped bit in a weight reads as well as the right one. Where there is no such file, or no record of it, nothing
-    is known, and nothing said.
+    is known, and nothing said; other programs name their JSON files after a model, too. Raises RecordError as well for
+    a record that cannot be read.
     """
     file = Path(file)
     record = file.with_suffix(".json")
     if not (file.is_file() and record.is_file()):
         return
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        other = json.loads(record.read_text(encoding="utf-8"))
+        if not (isinstance(other, dict) and "schema_version" in other):
+            return
     told = read(record)
     model = told.model
     if model and file.name == model.file and hashlib.sha256(file.read_bytes()).hexdigest() != model.sha256:

@@ -225,7 +225,7 @@ def scan_backward(dhs: Tensor | None, dcn: Tensor | None, x: Tensor, h: Tensor, 
     ih, hh, *behind = (w.to(low) for w in weights)
     fused, compiled = _fused(starts, low), _compiled(starts, low, (hh, *behind), (D, stacks))
     if compiled:
-        packed = [compiled.products.pack_back(w, n) for w, n in ((hh, D), (behind[0], stacks))]
+        packed = [compiled.products.prepared_back(w, n, B, T) for w, n in ((hh, D), (behind[0], stacks))]
     else:
         recur, layers = back(hh, D, B, T), [back(w, stacks, B, T) for w in behind]
     large = _large(starts, low, weights, (D, D, *[stacks] * len(behind)))

@@ -49,6 +49,7 @@ class Dense:
     def __post_init__(self):
         if not isinstance(self.epochs, Integral) or self.epochs < 1:
             raise ValueError(f"epochs {self.epochs} must be a whole number and at least 1")
+        self.epochs = int(self.epochs)                     # NumPy's own cannot be stored in a checkpoint
 
     @property
     def length(self) -> int:
@@ -126,6 +127,7 @@ class GrowPruneSchedule:
             least = int(name in ("train_epochs", "retrain_epochs"))
             if not isinstance(getattr(self, name), Integral) or getattr(self, name) < least:
                 raise ValueError(f"{name} {getattr(self, name)} must be a whole number and at least {least}")
+            setattr(self, name, int(getattr(self, name)))
         if self.growth_epochs > self.train_epochs:
             raise ValueError(f"growth_epochs {self.growth_epochs} exceed train_epochs {self.train_epochs}")
         if self.tolerance is not None and not self.tolerance == self.tolerance:
@@ -142,9 +144,10 @@ class GrowPruneSchedule:
             raise ValueError(f"density {self.density} is reached in rounds of pruning, of which there are none")
         if self.density is not None and self.patience:
             raise ValueError("patience halves prune_ratio, which a density leaves no room for; choose one of the two")
-        if self.growth_batches is not None and not (isinstance(self.growth_batches, Integral) and
-                                                    self.growth_batches >= 1):
-            raise ValueError(f"growth_batches {self.growth_batches} must be at least 1 and whole, or None for all")
+        if self.growth_batches is not None:
+            if not isinstance(self.growth_batches, Integral) or self.growth_batches < 1:
+                raise ValueError(f"growth_batches {self.growth_batches} must be at least 1 and whole, or None for all")
+            self.growth_batches = int(self.growth_batches)
         self._good: dict[str, Tensor] = {}
         if self.growth_epochs == 0:
             self.phase = "train"

@@ -44,7 +44,7 @@ def _forward(projected, h, recur, behind, bias, noise, stacks, activation, hidde
     (steps, B, _), (R, H), P, met = projected.shape, h.shape, len(low), 0
     D = R // B
     low_rows, z_rows = low.reshape(P * D, H), z.reshape(P * D, 4, H)
-    rows, column, columns = shares(hidden, B, part, parts)
+    rows, column, columns = shares(recur, B, part, parts)
     begin(hidden)
     for t in range(steps):
         gates.rounded(h if t == 0 else hs[t - 1], low_rows, part, parts)
@@ -69,7 +69,7 @@ def _forward(projected, h, recur, behind, bias, noise, stacks, activation, hidde
 def backward(dhs, dcs, dh, dc, recur, behind, noise, stacks, activation, hidden, c, all_gates, cs, dhidden, dgates):
     """The way back of `forward`: from hidden, c before the stretch and gates to dhidden (steps, B, N) and dgates
     (steps, B, M). dhs, dcs: (steps, R, H) or empty. dh, dc (R, H): running; in the end those before the stretch.
-    recur, behind: packed by `pack_back`. cs is filled in again."""
+    recur, behind: by `prepared_back`. cs is filled in again."""
     (_, B, N), (R, H) = dhidden.shape, dh.shape
     P, D = whole(B), R // B
     d, e, before = (room((0 if P == B else P, n), kind) for n, kind in (
@@ -87,7 +87,7 @@ def _backward(dhs, dcs, dh, dc, recur, behind, noise, stacks, activation, hidden
     P rows: then each is made where it is to lie in the end."""
     (steps, B, _), (R, H), met = dhidden.shape, dh.shape, 0
     D = R // B
-    rows, column, columns = shares(hidden, B, part, parts)
+    rows, column, columns = shares(recur, B, part, parts)
     begin(hidden)
     gates.states(c, all_gates, cs, part, parts)
     for t in range(steps - 1, -1, -1):

@@ -5,6 +5,7 @@ import json
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -574,6 +575,13 @@ def test_a_frozen_matrix_grows_nothing_and_stops_nobody():
 def test_a_schedule_that_cannot_be_is_refused(options, words):
     with pytest.raises(ValueError, match=words):
         GrowPruneSchedule(**dict(train_epochs=4) | options)
+
+
+def test_numbers_of_epochs_may_be_numpys_and_can_be_stored():
+    """As they come from a table."""
+    count = np.int64(3)
+    for schedule in (Dense(count), GrowPruneSchedule(train_epochs=np.int64(4), rounds=count, growth_batches=count)):
+        assert json.loads(json.dumps(schedule.state_dict()[0]))
 
 
 @pytest.mark.parametrize("epochs", [0, -3, 2.5])

@@ -192,9 +192,9 @@ def test_run_tries_its_place_before_it_trains(call, monkeypatch):
 def test_the_interlock_is_scored_whole(call):
     assert call("run", "toy-gp", "--profile", "smoke")[0] == 0
     model = records.path_of("toy-gp", "smoke", 0).with_suffix(".safetensors")
-    for words in (["--limit", 3], ["--show", 1]):
+    for words in (["--limit", 3], ["--show", 1], ["--corpus", model.parent]):
         code, _, err = call("evaluate", model, *words)
-        assert code == 1 and "leave out --limit and --show" in one_line(err)
+        assert code == 1 and "leave out --corpus, --limit and --show" in one_line(err)
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(call, corpus, root, tmp_path):

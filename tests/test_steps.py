@@ -50,6 +50,10 @@ def test_a_product_is_that_of_the_matrices(kind, height, groups, wide, deep, bac
     found = np.full(expected.shape, np.nan, np.float32)
     multiplied(library.as_array(x), packed, groups, found)
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-4)
+    if back and kind == torch.float32:                             # cut as it is needed: the same bits
+        cut = np.full(expected.shape, np.nan, np.float32)
+        multiplied(library.as_array(x), weight.numpy(), groups, cut)
+        assert np.array_equal(cut, found)
     if kind == torch.bfloat16 and products.HAS("avx512bf16"):      # by vectors even where there are tiles
         found[:] = np.nan
         products.by_pairs(library.as_array(x), packed, groups, found, (0, len(x)), 0, 1)
@@ -133,7 +137,7 @@ def distance(ours, theirs):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("T, B, H, G", [(9, 3, 32, 64), (70, 16, 32, 32), (5, 33, 64, 32)])
+@pytest.mark.parametrize("T, B, H, G", [(9, 3, 32, 64), (70, 16, 32, 32), (5, 33, 64, 32), (6, 70, 160, 32)])
 @pytest.mark.parametrize("own", [True, False])
 def test_the_layer_says_what_the_definition_says(monkeypatch, kind, activation, T, B, H, G, own):
     """To the rounding of its products, and no further from it than the way step by step; whoever makes the large ones.
@@ -226,7 +230,7 @@ def steps_of(layer, x, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"shared_hidden": True, "bias": False},
                                      {"gate_dropout": 0.3}])
-@pytest.mark.parametrize("batch", [1, 5, 32, 37])
+@pytest.mark.parametrize("batch", [1, 5, 32, 37, 64, 70])
 def test_several_threads_make_the_bits_of_one(kind, options, batch):
     torch.manual_seed(4)
     layer = HLSTM(32, 64, gate_width=32, activation="tanh", **options)
@@ -237,6 +241,22 @@ def test_several_threads_make_the_bits_of_one(kind, options, batch):
         found = steps_of(layer, x, kind)
         alone = alone or found
         assert all(torch.equal(a, b) for a, b in zip(found, alone, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("T, B, cuts", [(3, 64, True), (31, 64, True), (32, 64, False), (3, 63, False)])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "gate_width": 160}, {"shared_hidden": True}])
+def test_a_few_steps_of_many_rows_need_no_packed_matrices_on_the_way_back(monkeypatch, kind, T, B, cuts, options):
+    """And have the same bits as with them, for weights that lie otherwise in memory, too."""
+    torch.manual_seed(9)
+    layer, x = HLSTM(32, 32, activation="tanh", **options), torch.randn(T, B, 32)
+    layer.weight_hh_l0 = torch.nn.Parameter(layer.weight_hh_l0.detach().T.contiguous().T)
+    packed, low = [], kind != torch.float32
+    monkeypatch.setattr(products, "pack_back", lambda *a, real=products.pack_back: packed.append(a) or real(*a))
+    found = ran(layer, x, low=low)
+    assert len(packed) == (0 if cuts and not low else 2)
+    monkeypatch.setattr(products, "CUT", (10 ** 9, 0))
+    assert all(torch.equal(a, b) for a, b in zip(found, ran(layer, x, low=low), strict=True))
 
 
 @pytest.mark.skipif(not team.library(), reason="no libgomp")
