@@ -223,7 +223,7 @@ def test_a_model_of_which_its_record_says_nothing_is_taken_as_it_is(tmp_path):
         records.check_model(tmp_path / "r.safetensors")
 
 
-@pytest.mark.parametrize("content", ["[]", "null", '{"weight_map": {}}'])
+@pytest.mark.parametrize("content", ["[]", "null", '{"weight_map": {}, "model": "tiny"}'])
 def test_other_json_beside_a_model_is_passed_over_and_a_spoilt_record_is_not(content, tmp_path):
     (tmp_path / "r.safetensors").touch()
     (tmp_path / "r.json").write_text(content)
@@ -232,9 +232,10 @@ def test_other_json_beside_a_model_is_passed_over_and_a_spoilt_record_is_not(con
     (tmp_path / "r.json").write_text(whole[:len(whole) // 2])
     with pytest.raises(RecordError, match="cannot be read as JSON"):
         records.check_model(tmp_path / "r.safetensors")
-    edit(make().save(tmp_path / "r.json"), lambda data: data.update(schema_version=0))
-    with pytest.raises(RecordError, match="schema_version"):
-        records.check_model(tmp_path / "r.safetensors")
+    for spoil in (lambda data: data.update(schema_version=0), lambda data: data.pop("schema_version")):
+        edit(make().save(tmp_path / "r.json"), spoil)
+        with pytest.raises(RecordError, match="schema_version"):
+            records.check_model(tmp_path / "r.safetensors")
 
 
 def test_a_missing_record_says_how_to_make_it(tmp_path):
