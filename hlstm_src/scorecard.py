@@ -22,7 +22,7 @@ from .tables import MISSING, RECORDED, Table, factor
 BENCHMARKS = {"deepspeech2": "Speech", "neuraltalk": "Captions", "nmt": "Translation"}
 SIZES = {"desk": "desk size", st.WIDE: "the paper's width", "paper": "the paper's size"}
 NO_CLAIM = ("models", "wer_baseline", "bleu_baseline")     # how many models there are, and what they are held against
-FEWER, QUICKER = 40, 5         # our own goals: so many times fewer weights, and less time, than the LSTM x5
+FEWER, QUICKER = 40, 5         # our own goals: so many times fewer weights, and less time, than an LSTM x5
 NOT_RUN = "not run"
 TRAINED = {"": "", st.LONG: ", twice as long", st.ALL: ", twice as long, on validation speakers, too",
            st.LONGER: ", four times as long"}      # by the ends of runs' names
@@ -96,11 +96,18 @@ def tally(judged: Iterable[Claim]) -> str:
     return ", ".join(f"{found[kind]} {kind}" for kind in ("met", "met in part", "not met", NOT_RUN) if found[kind])
 
 
+def in_rows(root: str | Path | None = None) -> dict[str, list[Claim | None]]:
+    """The claims as `tab_scorecard` shows them: for each size what became of each row of desk size, in its order; None
+    where the size has no networks of the kind, as for captions in the paper's width."""
+    found = {size: _by_place(claims(size, root)) for size in SIZES}
+    return {size: [None if size == st.WIDE and not claim.key.startswith("deepspeech2.") else
+                   judged.get(place, Claim(claim.key, claim.text)) for place, claim in found[RECORDED].items()]
+            for size, judged in found.items()}
+
+
 def tallies(root: str | Path | None = None) -> list[str]:
-    """What became of the claims, a line for each size, of those that it has networks for: none of captions in the
-    paper's width."""
-    judged = {size: [claim for claim in claims(size, root) if size != st.WIDE or claim.key.startswith("deepspeech2.")]
-              for size in SIZES}
+    """What became of the claims, a line for each size, of the rows of `tab_scorecard` that it has networks for."""
+    judged = {size: list(filter(None, rows)) for size, rows in in_rows(root).items()}
     return [f"- At {SIZES[size]}, of {len(found)} rows: {tally(found)}." for size, found in judged.items()]
 
 
@@ -110,19 +117,19 @@ def tab_scorecard(root: str | Path | None = None, brief: bool = False) -> Table:
 
     brief: without the columns that say how it was measured.
     """
-    ours, others = claims(RECORDED, root), {size: _by_place(claims(size, root)) for size in SIZES if size != RECORDED}
+    others = in_rows(root)
+    ours = others.pop(RECORDED)
     heads = ["our model", "recorded", "score against our LSTM", "seeds", "verdict"]
     keep = [0, 1, 4] if brief else range(5)
     lines, before = [], None
-    for place, claim in _by_place(ours).items():
+    for claim, *beside in zip(ours, *others.values()):
         benchmark = claim.key.split(".")[0]
         if benchmark != before:
             lines.append((BENCHMARKS[benchmark], [""] * (len(keep) + len(others))))
             before = benchmark
         cells = [claim.model, claim.recorded, claim.against, claim.seeds, claim.verdict]
-        said = [MISSING if size == st.WIDE and benchmark != "deepspeech2" else
-                found[place].verdict if place in found else NOT_RUN for size, found in others.items()]
-        lines.append(("\u2003" + claim.text, [*(cells[k] for k in keep), *said]))
+        lines.append(("\u2003" + claim.text, [*(cells[k] for k in keep),
+                                              *(MISSING if other is None else other.verdict for other in beside)]))
     columns = [(SIZES[RECORDED], heads[k]) for k in keep] + [(SIZES[size], "verdict") for size in others]
     width = PROFILES[RECORDED].speech.hidden
     notes = [f"Desk size: speech on all of AN4, with cells {width} wide; captions on UCM-Captions instead of MSCOCO, "
@@ -175,12 +182,13 @@ def goals(profile: str = RECORDED, root: str | Path | None = None, ending: str =
     if ending:
         lstm, dense, accurate, *smaller = (f"{name}{ending}" for name in (
             st.BASELINE, st.DENSE, f"{st.DENSE}-gp-gradual", st.MEDIUM, st.FAST, f"{st.COMPACT}-gp-gradual"))
-        dense, accurate = best(dense, f"{st.DENSE}-dropout{ending}"), best(accurate, st.FAST + ending)
+        dense = best(dense, f"{st.DENSE}-dropout{ending}")
+        accurate = best(accurate, st.MEDIUM + ending, st.FAST + ending)
     else:
         lstm, dense, accurate, *smaller = st.BASELINE, st.DENSE, *(
             st.preferred(name, root, profile) for name in (st.ACCURATE, st.COMPACT))
     base, whole = rates(lstm), paper.compute("deepspeech2.params_lstm_x5")
-    target, wide = paper.goal("deepspeech2.wer_gp"), f"{paper.claim('deepspeech2.width').value:g}"
+    target, wide = paper.goal("deepspeech2.wer_gp"), paper.claim("deepspeech2.width")
     fewer = {name: whole / statistics.fmean(run.counts.cell.nonzero_params for run in runs)
              for name in (accurate, *smaller) if (runs := records.find(profile, name, root))}
     small = [name for name, times in fewer.items() if times >= FEWER] or smaller[-1:]
@@ -217,9 +225,10 @@ def tab_goals(root: str | Path | None = None) -> Table:
     columns = [("", head) for head in heads]
     notes = ["Weights are compared with those of the LSTM x5 in the paper's width; errors and times with those of our "
              "own LSTM x5 of the same size, trained as long.",
-             "Validation speakers decide which network is judged: as the accurate one, among those with most seeds; "
-             f"as the compact one, among those that are at least {FEWER}x smaller. In brackets: the range that other "
+             "Validation speakers decide which network is judged: as the accurate one, of the accurate, the medium and "
+             "the fast ones, among those with most seeds; as the compact one, of the medium, the fast and the compact "
+             f"ones, among those that are at least {FEWER}x smaller. In brackets: the range that other "
              "utterances of these speakers could give the difference (95 %). Times are of whole utterances, one by one "
-             "on one thread, each network on its quickest engine."]
+             "on one thread, each network on its quickest engine.", paper.FOOTNOTE]
     return Table("tab-goals", "Our own goals for AN4", "goal", columns, lines, notes,
                  frozenset({"our network", "recorded", "verdict"}), missing="not run, or nothing to compare with")

@@ -289,7 +289,7 @@ def tab_ds2_claims(root: str | Path | None = None, profile: str = RECORDED) -> T
     heads = [("", head) for head in ("our model", "recorded", "WER against LSTM x5", "seeds", "verdict")]
     width = PROFILES[profile].speech.hidden
     notes = [f"Recorded ({profile}) on AN4 with cells {width} wide, greedy; the paper's are "
-             f"{paper.claim('deepspeech2.width').value:g} wide.",
+             f"{paper.claim('deepspeech2.width')} wide ({paper.FOOTNOTE}).",
              "A smaller or quicker model meets a claim only if its word error rate is no higher, in the mean of seeds.",
              "In brackets: the range that other utterances of these speakers could give the difference (95 %; both "
              "networks hear the same ones); \"within chance\" where it reaches down to zero.",

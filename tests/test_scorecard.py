@@ -95,6 +95,16 @@ def test_each_size_has_a_verdict_of_its_own(tmp_path):
     assert "rowgroup" in short._repr_html_()                       # the benchmarks head their claims
 
 
+def test_the_tallies_count_the_cells_of_the_table(tmp_path):
+    save(tmp_path, "ds2-lstm5", 10_000, *wer(12, 13))
+    save(tmp_path, "ds2-hlstm3-fast", 100, *wer(11, 12))           # has rows of its own, at this size alone
+    said = [cells[-3:] for _, cells in scorecard.tab_scorecard(tmp_path).rows if any(cells)]
+    for line, size, column in zip(scorecard.tallies(tmp_path), scorecard.SIZES.values(), zip(*said), strict=True):
+        shown = [verdict for verdict in column if verdict != MISSING]
+        told = scorecard.tally(scorecard.Claim("", "", verdict=verdict) for verdict in shown)
+        assert line == f"- At {size}, of {len(shown)} rows: {told}."
+
+
 def goals(root):
     return {claim.key: claim for claim in scorecard.goals(root=root)}
 
