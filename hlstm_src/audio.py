@@ -1,6 +1,7 @@
 """Sound as the recogniser takes it, without torch: its format, its letters, and how to read any sound file."""
 
 from collections.abc import Iterable, Iterator
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def convert(samples: np.ndarray, rate: float) -> np.ndarray:
 
 def _joined(blocks: Iterable[np.ndarray], rate: float, name: str) -> np.ndarray:
     """Blocks (n, channels) at `rate`, one behind the other -> (N) at 16 kHz."""
-    if not 1000 <= rate <= 1_000_000:
+    if not isinstance(rate, Real) or not 1000 <= rate <= 1_000_000:
         raise AudioError(f"{name}: a rate of {rate} samples a second is no sound's")
     stream, parts = None, []
     if rate != SAMPLE_RATE:

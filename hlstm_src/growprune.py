@@ -5,6 +5,7 @@ into the paper's training; rivals.py has other ways to a sparse network.
 """
 
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from itertools import accumulate
 
 import torch
@@ -18,7 +19,8 @@ STRUCTURES = (None, "block16", "balanced", "row", "column")
 
 
 class Gradients:
-    """Accumulates the dense gradients that growth looks at, dormant connections included: one copy of the matrices.
+    """Accumulates the dense gradients that growth looks at, dormant connections included: one copy of the matrices, in
+    float32 at least, as sums in half precision would soon stand still.
 
     `absolute=False` sums them with their signs, so that a connection scores which would help many batches in the same
     direction: the gradient of the loss over all those batches. It is the default, and what we take the paper to mean:
@@ -32,11 +34,16 @@ class Gradients:
 
     @torch.no_grad()
     def collect(self, masks: ConnectionMasks) -> None:
-        """Adds the present gradients: call after `backward`, before `mask_gradients_`."""
-        for name, p in masks.parameters.items():
-            if p.grad is not None:
-                g = p.grad.abs() if self.absolute else p.grad
-                self.sums[name] = self.sums[name].add_(g) if name in self.sums else g.clone()
+        """Adds the present gradients: call after `backward`, before `mask_gradients_`.
+
+        Gradients that a GradScaler scaled up must be scaled back before, and steps that it skips be left out. Raises
+        ValueError for a sparse gradient.
+        """
+        for name in masks.masks:
+            if (g := masks.gradient(name)) is not None:
+                g = g.abs() if self.absolute else g
+                self.sums[name] = self.sums[name].add_(g) if name in self.sums else g.to(
+                    torch.promote_types(g.dtype, torch.float32), copy=True)
 
     def clear(self) -> None:
         self.sums = {}
@@ -73,7 +80,7 @@ def grow(masks: ConnectionMasks, gradients: dict[str, Tensor], ratio: float, *, 
     A matrix that does not learn (`requires_grad`) grows nothing. Where `gradients` are the parameters' own, they are
     zero afterwards at those who woke.
 
-    Raises ValueError for a ratio outside [0, 1] or gradients that do not fit the masks.
+    Raises ValueError for a ratio outside [0, 1], gradients that do not fit the masks, or such as hold infinity or NaN.
     """
     check("growth ratio", ratio, per)
     if init not in INITS:
@@ -84,6 +91,8 @@ def grow(masks: ConnectionMasks, gradients: dict[str, Tensor], ratio: float, *, 
         given = gradients.get(name)                                # None, where nothing was propagated back yet
         if given is None or given.shape != mask.shape:
             raise ValueError(f"gradients hold nothing of shape {tuple(mask.shape)} for {name}; call backward first")
+        if not given.isfinite().all():                             # one of them would decide who wakes
+            raise ValueError(f"gradients of {name} hold infinity or NaN; leave such steps out of what is summed")
     woken = 0
     for names in _groups(masks, per):
         if not (names := [name for name in names if masks.parameters[name].requires_grad]):
@@ -101,7 +110,8 @@ def grow(masks: ConnectionMasks, gradients: dict[str, Tensor], ratio: float, *, 
             first = None
             if init != "zero":
                 g, live = gradients[name][new], masks.masks[name].sum().clamp(min=1)
-                size = masks.parameters[name].abs().sum() / live               # dormant weights are zero
+                p = masks.parameters[name]                                     # of which dormant ones are zero
+                size = p.abs().sum(dtype=torch.promote_types(p.dtype, torch.float32)) / live
                 first = -step * g if init == "gradient" else -size * g.sign().to(size.dtype)
             woken += masks.wake_(name, new, first)
     return woken
@@ -122,9 +132,10 @@ def prune(masks: ConnectionMasks, ratio: float, *, per: str = "matrix", structur
     """Puts the share `ratio` of the live connections, those with the smallest |w|, to sleep; returns how many.
 
     Of L live connections in a matrix (`per="global"`: in all matrices together) round(ratio L) go; of equal weights
-    the earlier ones. Weights, gradients and moments of the sleepers become zero. Source: paper, Method (detail
-    unverified). With a `structure`, units go as a whole, the smallest score first, as many as come nearest to
-    round(ratio L). A matrix is seen as (rows, the rest); a dormant connection counts as |w| = 0:
+    the earlier ones. Weights, gradients and moments of the sleepers become zero. Matrices that do not learn are pruned
+    as well: leave out of the masks what shall stay. Source: paper, Method (detail unverified).
+    With a `structure`, units go as a whole, the smallest score first, as many as come nearest to round(ratio L). A
+    matrix is seen as (rows, the rest); a dormant connection counts as |w| = 0:
         "block16"   16 consecutive rows of one column (fewer at the bottom edge), by mean |w|
         "row"       a row, by the L2 norm of its weights: all that one output neuron hears
         "column"    a column, likewise: all that is heard of one input neuron
@@ -142,13 +153,16 @@ def prune_to(masks: ConnectionMasks, density: float | Mapping[str, float], *, pe
 
     density: one number, or one for each pattern of names, as `ConnectionMasks` takes it. Without a structure the count
     is met exactly: `live_count` in each matrix, or with `per="global"` their sum over all. Who has no more than that
-    loses nothing. Raises ValueError for a density that is missing or outside [0, 1].
+    loses nothing. Raises ValueError for a density that is missing or outside [0, 1], or a pattern that matches nothing.
     """
     wanted = {name: density_of(name, density) for name in masks.masks}
     for name, d in wanted.items():
         if d is None:
             raise ValueError(f"density of {name}: no pattern of {', '.join(density)} matches it")
         check("density", d, per, structure)
+    for pattern in density if isinstance(density, Mapping) else ():
+        if not any(fnmatch(name, pattern) for name in masks.masks):
+            raise ValueError(f"pattern {pattern!r} matches none of {', '.join(masks.masks)}")
     left = {name: live_count(mask.shape, wanted[name], masks.blocks.get(name, 1)) for name, mask in masks.masks.items()}
     return sum(sleep(masks, names, _live(masks, names) - sum(left[name] for name in names), structure)
                for names in _groups(masks, per))

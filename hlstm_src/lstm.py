@@ -89,7 +89,8 @@ class HLSTM(nn.Module):
     the names and shapes are those of `torch.nn.LSTM`, whose state dict then loads. Rows stand in the order of the gates
     i, f, g, o. Gates of unequal widths have matrices of their own, `weight_gate{j}_{gate}_l{k}`.
 
-    With hidden layers a layer can be differentiated once, not twice; for second derivatives there is `unroll`.
+    With hidden layers a layer can be differentiated once, not twice, and not by `torch.func`; for both there is
+    `unroll`.
     """
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, gate_layers: int = 1,
@@ -160,8 +161,8 @@ class HLSTM(nn.Module):
         """Uniform in +-1/sqrt(H), as torch.nn.LSTM; layers behind the first: +-1/sqrt(G), plus one on the diagonal of
         each stack's block.
 
-        So an H-LSTM starts out close to a plain LSTM, each hidden unit handing its sum on to one unit of its gate. With
-        random weights alone each gate is a mixture of all its hidden units, and learning begins much more slowly.
+        So an H-LSTM starts out nearer to a plain LSTM: each hidden unit hands its value on to one unit of its gate.
+        With random weights alone each gate is a mixture of all its hidden units, and learning begins much more slowly.
         """
         for name, p in self.named_parameters():
             behind = name.startswith("weight_gate")
@@ -190,7 +191,7 @@ class HLSTM(nn.Module):
         `hx` = (h_0, c_0), each (num_layers*D, B, H), of the weights' type. `lengths` (B) says how long each padded
         sequence is: outputs behind it are zero and the states are those at its end, so that padding changes nothing.
         `with_state=False` returns (output, None), which spares a plain LSTM over padded sequences a slow kernel. Raises
-        ValueError where a shape or type does not fit.
+        ValueError where a shape or type does not fit; outside autocast `input` has the weights' type.
         """
         packed = input if isinstance(input, PackedSequence) else None
         x = packed.data if packed is not None else input
@@ -198,6 +199,9 @@ class HLSTM(nn.Module):
         if x.dim() not in (2, 3) or x.shape[-1] != self.input_size or x.shape[steps] == 0:
             raise ValueError(f"input {tuple(x.shape)}: steps must be 1 or more, the last dimension "
                              f"input_size={self.input_size}")
+        wanted = self.weight_hh_l0.dtype
+        if x.dtype != wanted and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+            raise ValueError(f"input {x.dtype}: the weights are {wanted}; convert one of them, or use autocast")
         if packed is not None:
             if lengths is not None:
                 raise ValueError("a PackedSequence knows its lengths; leave `lengths` out")
@@ -264,7 +268,7 @@ class HLSTM(nn.Module):
         hs, cn = self._plain(k, *args, with_state) if plain else self._steps(*args)      # by direction: (T, B, H)
         hn = torch.stack([at_end(s, lengths) for s in hs])
         if lengths is not None:
-            hs = [s * alive(s, lengths) for s in hs]
+            hs = [s.masked_fill(~alive(s, lengths), 0) for s in hs]        # even of a state that is NaN
         if self.bidirectional:
             hs = [hs[0], flip(hs[1], lengths)]
             return (hs[0] + hs[1] if self.merge == "sum" else torch.cat(hs, dim=2)), hn, cn

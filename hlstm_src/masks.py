@@ -7,6 +7,7 @@ when a connection wakes it starts fresh. The file functions at the end store onl
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from fnmatch import fnmatch
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 from .files import missing, replacing
 from .lstm import diagonals
+
+WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}           # by the bytes of a number
 
 
 class ConnectionMasks:
@@ -35,20 +38,23 @@ class ConnectionMasks:
         allocation: "uniform": each matrix has its density; "erdos-renyi-kernel": as many connections in all, but
             each matrix as many as its dimensions sum to, times a constant, so that small ones are denser (Evci et
             al., 2020). See `allocate`.
-    Raises ValueError where a pattern matches nothing, a density is missing or out of range, or the allocation is
-    unknown.
+    Raises ValueError where a pattern matches nothing, a density is missing or out of range, the allocation is unknown,
+    or a matrix holds no real numbers of 2, 4 or 8 bytes.
     """
 
     def __init__(self, module: nn.Module, include: str | tuple[str, ...] = "*",
                  density: float | Mapping[str, float] = 1.0, generator: torch.Generator | None = None, *,
                  allocation: str = "uniform"):
         patterns = (include,) if isinstance(include, str) else tuple(include)
-        self.parameters = {name: p for name, p in module.named_parameters()
-                           if p.dim() >= 2 and any(fnmatch(name, pattern) for pattern in patterns)}
+        matrices = {name: p for name, p in module.named_parameters() if p.dim() >= 2}       # tied ones by one name
+        self.parameters = {name: p for name, p in matrices.items() if any(fnmatch(name, each) for each in patterns)}
         if not self.parameters:
-            raise ValueError(f"no weight matrix matches {patterns}; there are: "
-                             + ", ".join(n for n, p in module.named_parameters() if p.dim() >= 2))
-        self.module, self.optimiser = module, None
+            raise ValueError(f"no weight matrix matches {patterns}; there are: {', '.join(matrices)}"
+                             + " (one that goes by several names is listed by the first)")
+        for name, p in self.parameters.items():
+            if not p.is_floating_point() or p.element_size() not in WHOLE:
+                raise ValueError(f"{name} is {p.dtype}: masks are for real numbers of 2, 4 or 8 bytes; leave it out")
+        self.module, self.optimisers = module, []
         for pattern in [*patterns, *(density if isinstance(density, Mapping) else ())]:
             if not any(fnmatch(name, pattern) for name in self.parameters):
                 raise ValueError(f"pattern {pattern!r} matches none of {', '.join(self.parameters)}")
@@ -66,18 +72,30 @@ class ConnectionMasks:
             p.div_(self.density(name) ** 0.5)
 
     def attach(self, optimiser: torch.optim.Optimizer) -> None:
-        """From now on `apply_` also clears the optimiser's moments of dormant connections. Raises ValueError for
-        torch.optim.Muon and LBFGS, whose steps mix the entries of a matrix, so that dormant weights would move, and for
-        an optimiser of other parameters."""
+        """From now on `apply_` also clears the optimiser's moments of dormant connections.
+
+        Attach every optimiser that has some of the matrices. One that has a matrix of an earlier one takes its place.
+        Raises ValueError for torch.optim.Muon and LBFGS, whose steps mix the entries of a matrix, so that dormant
+        weights would move, and for an optimiser of other parameters.
+        """
         inner = getattr(optimiser, "optimizer", optimiser)
         mixing = tuple(getattr(torch.optim, name) for name in ("Muon", "LBFGS") if hasattr(torch.optim, name))
         if isinstance(inner, mixing):
             raise ValueError(f"{type(inner).__name__} mixes the entries of a matrix, and so moves dormant weights; "
                              "choose another optimiser, such as AdamW")
-        theirs = {id(p) for group in optimiser.param_groups for p in group["params"]}
-        if not any(id(p) in theirs for p in self.parameters.values()):
+        def own(one) -> set[int]:
+            theirs = {id(p) for group in one.param_groups for p in group["params"]}
+            return {id(p) for p in self.parameters.values()} & theirs
+        if not own(optimiser):
             raise ValueError("the optimiser has none of the masked parameters; make it of this module's")
-        self.optimiser = optimiser
+        self.optimisers = [one for one in self.optimisers if not own(one) & own(optimiser)] + [optimiser]
+
+    def gradient(self, name: str) -> Tensor | None:
+        """The gradient of one matrix, None where there is none. Raises ValueError if it is sparse."""
+        g = self.parameters[name].grad
+        if g is not None and g.layout is not torch.strided:
+            raise ValueError(f"{name}: its gradient is sparse, which masks cannot keep; make it with sparse=False")
+        return g
 
     @torch.no_grad()
     def apply_(self, *names: str) -> None:
@@ -89,8 +107,8 @@ class ConnectionMasks:
     def _tensors(self, name: str) -> list[Tensor]:
         """Weight, gradient and optimiser moments of one matrix, as far as there are any."""
         p = self.parameters[name]
-        moments = self.optimiser.state.get(p, {}).values() if self.optimiser else ()
-        return [t for t in [p, p.grad, *moments] if isinstance(t, Tensor) and t.shape == p.shape]
+        moments = [t for optimiser in self.optimisers for t in optimiser.state.get(p, {}).values()]
+        return [t for t in [p, self.gradient(name), *moments] if isinstance(t, Tensor) and t.shape == p.shape]
 
     @torch.no_grad()
     def wake_(self, name: str, new: Tensor, first: Tensor | None = None) -> int:
@@ -118,9 +136,13 @@ class ConnectionMasks:
         Zero moments under an old count are a trap: Adam would take the young average of squares for a settled one and
         move a woken connection by several times the learning rate, for hundreds of steps.
         """
-        state = self.optimiser.state if self.optimiser else {}
-        for moments in state.values() if name is None else [state.get(self.parameters[name], {})]:
-            moments.clear()
+        for optimiser in self.optimisers:
+            state, fused = optimiser.state, any(group.get("fused") for group in optimiser.param_groups)
+            for moments in state.values() if name is None else [state.get(self.parameters[name], {})]:
+                if fused and moments.get("momentum_buffer") is not None:           # SGD's, of all parameters or none
+                    moments["momentum_buffer"].zero_()
+                else:
+                    moments.clear()
 
     @torch.no_grad()
     def mask_gradients_(self) -> None:
@@ -128,9 +150,9 @@ class ConnectionMasks:
 
         That is all a step needs: with gradient, moments and weight at zero, no optimiser here moves a dormant weight.
         """
-        for name, p in self.parameters.items():
-            if p.grad is not None:
-                keep_(p.grad, self.masks[name])
+        for name, mask in self.masks.items():
+            if (g := self.gradient(name)) is not None:
+                keep_(g, mask)
 
     def count(self) -> tuple[int, int]:
         """(live, all) connections."""
@@ -164,8 +186,14 @@ class ConnectionMasks:
 
 def blocks_of(module: nn.Module) -> dict[str, int]:
     """Name -> how many matrices with inputs of their own a parameter stacks, as modules with `blocks_in` say."""
-    return {f"{path}.{own}".lstrip("."): part.blocks_in(own) for path, part in module.named_modules()
-            if hasattr(part, "blocks_in") for own in part._parameters}
+    found = {}
+    for path, part in module.named_modules():
+        if hasattr(part, "blocks_in"):
+            own = {name: name for name in part._parameters}
+            for name, moved in getattr(part, "parametrizations", {}).items():      # as torch.nn.utils calls them
+                own |= {f"parametrizations.{name}.{of}": name for of, _ in moved.named_parameters(recurse=False)}
+            found |= {f"{path}.{name}".lstrip("."): part.blocks_in(of) for name, of in own.items()}
+    return found
 
 
 def live_count(shape: torch.Size, density: float, blocks: int = 1) -> int:
@@ -234,8 +262,13 @@ def keep_(tensor: Tensor, mask: Tensor) -> None:
     The bits of each number times one or zero: so infinity and NaN become zero too, nothing is allocated, and it
     takes a small part of the time of `masked_fill_`, which a random mask slows down.
     """
-    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    tensor.view(whole).mul_(mask.view(torch.int8))
+    tensor.view(WHOLE[tensor.element_size()]).mul_(mask.view(torch.int8))
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of a module's state, for its `load_state_dict` later."""
+    return {name: t.detach().clone() if isinstance(t, Tensor) else deepcopy(t)
+            for name, t in module.state_dict().items()}
 
 
 def random_scores(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -245,7 +278,7 @@ def random_scores(like: Tensor, generator: torch.Generator) -> Tensor:
 
 def seeded(seed: int, epoch: int) -> torch.Generator:
     """The generator of what an epoch draws: seed and epoch are all of its state, so a resumed run draws the same."""
-    return torch.Generator().manual_seed(1_000_003 * seed + epoch)
+    return torch.Generator().manual_seed(1_000_003 * int(seed) + epoch)
 
 
 def pack_bits(mask: Tensor) -> Tensor:
@@ -296,9 +329,11 @@ def save_model(path: Path, module: nn.Module, masks: ConnectionMasks | None, met
     Written atomically. Raises ValueError if a matrix holds values that float16 cannot (infinite, or beyond 65504), or
     if there are masks of matrices that the module lacks, such as those of a part of it.
     """
-    tensors = {}
-    if strange := (masks.masks.keys() if masks is not None else set()) - module.state_dict().keys():
-        raise ValueError(f"{path}: masks of {min(strange)}, which the module lacks; make them of the whole module")
+    tensors, shapes = {}, {name: t.shape for name, t in module.state_dict().items() if isinstance(t, Tensor)}
+    for name, mask in masks.masks.items() if masks is not None else ():
+        if shapes.get(name) != mask.shape:
+            raise ValueError(f"{path}: masks of {name}, {tuple(mask.shape)}, which the module lacks; make them of the "
+                             "whole module")
     for name, tensor in module.state_dict().items():
         if tensor.dim() >= 2 and tensor.is_floating_point():
             tensor = tensor.half()

@@ -1,4 +1,5 @@
-"""Products of a few rows with a packed matrix, by the processor's own instructions, to be called from compiled code.
+"""Products of a few rows with a packed matrix, by the processor's own instructions, to be called from compiled code; or
+with one as it lies, which is cut into pieces as it is used, where a packed one would cost more memory than it is worth.
 
 In bfloat16, summed in float32, on tile units (AMX: tiles.py) or else by vectors (AVX512-BF16); in float32 by vectors
 (vectors.py). numba hands the instructions on. `available` says what this processor has, `fits` what can be

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .growprune import Gradients, best_dormant, check, grow, prune_to, sleep
-from .masks import ConnectionMasks, random_scores, seeded
+from .masks import ConnectionMasks, random_scores, seeded, weights_of
 from .schedule import GROWTHS, Dense, Event, GrowPruneSchedule, between
 
 RIVALS = {
@@ -189,6 +189,8 @@ class Rewiring(Dense):
         for name in masks.masks:
             if not masks.parameters[name].requires_grad:           # frozen
                 continue
+            if self.growth == "gradient" and name not in gradients.sums:
+                raise ValueError(f"gradients hold nothing for {name}; call collect after backward")
             n = sleep(masks, [name], round(share * int(masks.masks[name].sum())))
             p = masks.parameters[name]
             scores = gradients.sums[name].abs() if self.growth == "gradient" else random_scores(p, generator)
@@ -234,7 +236,7 @@ class Rewinding(Dense):
     def end_epoch(self, masks: ConnectionMasks, gradients: Gradients, score: float) -> Event | None:
         self.at += 1
         if self.past + self.at == self.rewind:
-            self._early = {name: t.detach().clone() for name, t in masks.module.state_dict().items()}
+            self._early = weights_of(masks.module)
         self.done = self.epochs_left == 0
         if self.at < self.length or self.done:
             return None

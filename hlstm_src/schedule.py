@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from .growprune import INITS, Gradients, check, grow, prune, prune_to
-from .masks import ConnectionMasks, seeded
+from .masks import ConnectionMasks, seeded, weights_of
 
 GROWTHS = ("gradient", "random")
 
@@ -83,12 +83,13 @@ class GrowPruneSchedule:
     are kept unless the score got worse. `lower_is_better` fits error rates; turn it off for scores such as CIDEr.
     `per` and `structure` go to `grow` and `prune`.
 
-    `growth="random"` wakes as many connections, but drawn from (`seed`, epoch). With a `density`, the rounds lead
-    there in equal ratios instead of by `prune_ratio`, and the last meets it exactly (see `prune_to`). With
-    `tolerance=None` there is no floor: every round is kept, so that the number of epochs is known beforehand. With
-    `patience`, so many broken floors end nothing: the last good network comes back and is pruned by half the ratio
-    of the failed round. Growth looks at the gradients of the last `growth_batches` steps of an epoch (None: all),
-    summed with their signs or, if `absolute`, as magnitudes (see `Gradients`).
+    `growth="random"` wakes as many connections, but drawn from (`seed`, epoch). With a `density`, the rounds lead there
+    in equal ratios instead of by `prune_ratio`, and the last meets it exactly (see `prune_to`), unless the network was
+    sparser before: the event of the first stretch then says so. With `tolerance=None` there is no floor: every round is
+    kept, so that the number of epochs is known beforehand. With `patience`, so many broken floors end nothing: the last
+    good network comes back and is pruned by half the ratio of the failed round. Growth looks at the gradients of the
+    last `growth_batches` steps of an epoch (None: all), summed with their signs or, if `absolute`, as magnitudes (see
+    `Gradients`).
 
     Call `end_epoch(masks, gradients, score)` after each epoch; between calls `phase`, `length` and `at` say where one
     is, `growing` whether gradients are to be collected, `done` when to stop. Everything is in `state_dict`. Raises
@@ -128,6 +129,10 @@ class GrowPruneSchedule:
             if not isinstance(getattr(self, name), Integral) or getattr(self, name) < least:
                 raise ValueError(f"{name} {getattr(self, name)} must be a whole number and at least {least}")
             setattr(self, name, int(getattr(self, name)))
+        for name, kind in (("growth_ratio", float), ("prune_ratio", float), ("tolerance", float), ("density", float),
+                           ("seed", int)):                         # a checkpoint cannot hold NumPy's own
+            if getattr(self, name) is not None:
+                setattr(self, name, kind(getattr(self, name)))
         if self.growth_epochs > self.train_epochs:
             raise ValueError(f"growth_epochs {self.growth_epochs} exceed train_epochs {self.train_epochs}")
         if self.tolerance is not None and not self.tolerance == self.tolerance:
@@ -189,6 +194,7 @@ class GrowPruneSchedule:
             if self.tolerance is not None:
                 self.floor = score + self.tolerance * (1 if self.lower_is_better else -1)
             self.start = masks.density()
+            note += "; sparser than the density to be reached" * (self.start < (self.density or 0))
             self._keep(masks, score)
             event = Event.now("train", masks, note=note)
             self._next(masks)
@@ -237,7 +243,7 @@ class GrowPruneSchedule:
 
     def _keep(self, masks: ConnectionMasks, score: float) -> None:
         self.best = score
-        self._good = {f"weight.{name}": t.detach().clone() for name, t in masks.module.state_dict().items()}
+        self._good = {f"weight.{name}": t for name, t in weights_of(masks.module).items()}
         self._good |= {f"mask.{name}": t for name, t in masks.state_dict().items()}
 
     def _restore(self, masks: ConnectionMasks) -> None:

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from .errors import UserError
 from .growprune import Gradients
 from .library import has_bfloat16
-from .masks import ConnectionMasks, load_tensors, save_tensors
+from .masks import ConnectionMasks, load_tensors, save_tensors, weights_of
 from .schedule import Dense, Event, GrowPruneSchedule
 
 PRECISIONS = "bf16", "fp32"
@@ -108,8 +108,10 @@ class Trainer:
         floor = getattr(schedule, "tolerance", None) is not None or getattr(schedule, "final_epochs", 0)
         if floor and schedule.lower_is_better != getattr(task, "lower_is_better", schedule.lower_is_better):
             raise ValueError(f"lower_is_better={schedule.lower_is_better}: of the task's {task.metric} it is not so")
-        self.task, self.schedule, self.settings, self.masks, self.seed = task, schedule, settings, masks, seed
-        self.checkpoint, self.key, self.name, self.progress = checkpoint, key, name, progress
+        if strange := [name for name, t in model.state_dict().items() if not isinstance(t, Tensor)]:
+            raise ValueError(f"the model's state holds {', '.join(strange)}, which no checkpoint can: only tensors")
+        self.task, self.schedule, self.settings, self.masks, self.seed = task, schedule, settings, masks, int(seed)
+        self.checkpoint, self.key, self.name, self.progress = checkpoint and Path(checkpoint), key, name, progress
         self.after_epoch = after_epoch
         self.accelerator, self.model = accelerator(settings.precision), model
         self.precision = "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32"      # what it came to
@@ -118,8 +120,8 @@ class Trainer:
         if started != str(processes):                              # each would train everything, and write one file
             raise ValueError(f"{started} processes were started, and each knows of {processes}: on a machine without "
                              "GPUs set ACCELERATE_USE_CPU=true, or start them with accelerate launch --cpu")
-        asked = [asdict(schedule), asdict(settings), {name: t.shape for name, t in model.state_dict().items()}, seed,
-                 sorted(masks.masks) if masks else None, self.precision, processes]
+        asked = [asdict(schedule), asdict(settings), {name: t.shape for name, t in model.state_dict().items()},
+                 self.seed, sorted(masks.masks) if masks else None, self.precision, processes]
         self.asked = json.loads(json.dumps(asked))                 # what a checkpoint must have been asked for, too
         self.optimiser = torch.optim.AdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay,
                                            fused=settings.fused or None)
@@ -190,7 +192,7 @@ class Trainer:
         best = math.nan if self.best is None else self.best[0]
         if math.isnan(best) or (score < best if self.task.lower_is_better else score > best):
             self.best = score, self.epoch
-            self.good = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
+            self.good = weights_of(self.model)
         if not self.schedule.done and self.epoch - self.best[1] < self.settings.patience:
             return None
         self.schedule.done = True

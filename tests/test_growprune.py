@@ -136,6 +136,36 @@ def test_gradients_add_up_over_batches_dormant_connections_included(absolute):
     assert gradients.sums == {}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_sums_go_on_growing(dtype):
+    layer = nn.Linear(4, 3).to(dtype)
+    masks, gradients = ConnectionMasks(layer, density=0.5), Gradients()
+    for _ in range(600):                                                # 600 * 200 is more than float16 has
+        layer.weight.grad = torch.full((3, 4), 200, dtype=dtype)
+        gradients.collect(masks)
+    assert gradients.sums["weight"].eq(600 * 200).all()
+    layer.weight.grad.zero_()                                           # the sum is a copy
+    assert gradients.sums["weight"].all()
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_gradient_that_is_no_number_decides_nothing(value):
+    masks, gradients = matrices([(6, 7), (3, 5)], 0.4, seed=1)
+    before = lists(masks)
+    gradients["m1"][0, 0] = value
+    with pytest.raises(ValueError, match="gradients of m1 hold infinity or NaN"):
+        grow(masks, gradients, 0.3)
+    assert lists(masks) == before
+
+
+def test_in_half_precision_weights_begin_as_large_as_the_others_and_not_infinite():
+    layer = nn.Linear(512, 512, bias=False).half()
+    nn.init.constant_(layer.weight, 0.5)                                # their sum is more than float16 has
+    masks = ConnectionMasks(layer, density=0.9)
+    assert grow(masks, {"weight": torch.ones(512, 512).half()}, 0.0, init="sized") > 0
+    assert layer.weight.abs().eq(0.5).all()
+
+
 # Pruning ----------------------------------------------------------------------------------------------------
 
 def asleep_after(masks, ratio, per, structure) -> dict[str, list[list[bool]]]:
@@ -253,7 +283,8 @@ def test_pruning_to_a_density_meets_the_count_of_a_random_seed_and_prunes_as_eve
 @given(SHAPES, st.lists(st.floats(0, 1), min_size=3, max_size=3), st.integers(0, 10**6))
 def test_each_matrix_is_pruned_to_the_density_of_the_first_pattern_that_fits(shapes, goals, seed):
     ours, _ = matrices(shapes, 1.0, seed)
-    prune_to(ours, {"m0": goals[0], "m1": goals[1], "m*": goals[2], "m2": 0.123})
+    named = {"m0": goals[0], "m1": goals[1], "m*": goals[2], "m2": 0.123}
+    prune_to(ours, {name: goal for name, goal in named.items() if name in (*ours.masks, "m*")})
     for name, mask in ours.masks.items():
         goal = goals[min(int(name[1:]), 2)]
         assert int(mask.sum()) == live_count(mask.shape, goal)
@@ -582,6 +613,48 @@ def test_numbers_of_epochs_may_be_numpys_and_can_be_stored():
     count = np.int64(3)
     for schedule in (Dense(count), GrowPruneSchedule(train_epochs=np.int64(4), rounds=count, growth_batches=count)):
         assert json.loads(json.dumps(schedule.state_dict()[0]))
+
+
+def test_numbers_of_any_kind_may_be_numpys_and_can_be_stored():
+    schedule = GrowPruneSchedule(4, growth_ratio=np.float32(0.75), prune_ratio=np.float32(0.5), seed=np.int64(3),
+                                 tolerance=np.float32(0.25), density=np.float32(0.125))
+    stored = json.loads(json.dumps(schedule.state_dict()[0]))
+    assert [stored[name] for name in ("growth_ratio", "prune_ratio", "seed", "tolerance", "density")] == [
+        0.75, 0.5, 3, 0.25, 0.125]
+
+
+def test_a_network_that_is_sparser_than_its_goal_stays_so_and_the_event_tells():
+    masks, gradients = matrices([(8, 8)], 0.2, seed=1)
+    schedule = GrowPruneSchedule(1, 0, rounds=1, retrain_epochs=1, density=0.5, tolerance=None)
+    first, second = (schedule.end_epoch(masks, gradients, 1.0) for _ in range(2))
+    assert first.note == "before pruning; sparser than the density to be reached"
+    assert first.density == second.density < 0.5 and schedule.done
+
+
+def test_a_pattern_that_matches_nothing_is_refused_when_pruning_to_a_density():
+    masks, _ = matrices([(6, 7)], 0.4, seed=1)
+    before = lists(masks)
+    with pytest.raises(ValueError, match="pattern 'typo.' matches none of m0"):
+        prune_to(masks, {"typo*": 0.1, "*": 0.2})
+    assert lists(masks) == before
+
+
+def test_the_last_good_network_comes_back_with_state_that_is_no_tensor():
+    class Counting(nn.Linear):
+        calls = 0
+
+        def get_extra_state(self):
+            return {"calls": self.calls}
+
+        def set_extra_state(self, state):
+            self.calls = state["calls"]
+    layer = Counting(4, 4)
+    masks, schedule = ConnectionMasks(layer), GrowPruneSchedule(1, 0, rounds=1, retrain_epochs=1)
+    layer.calls = 5
+    schedule.end_epoch(masks, Gradients(), 1.0)
+    layer.calls = 9
+    schedule.end_epoch(masks, Gradients(), 2.0)                         # worse than the floor
+    assert schedule.done and layer.calls == 5 and masks.density() == 1
 
 
 @pytest.mark.parametrize("epochs", [0, -3, 2.5])

@@ -389,6 +389,25 @@ def test_padding_changes_nothing_whatever_stands_there(gate_layers, with_state):
         close(run(fill, extra), expected, 1e-12)
 
 
+@pytest.mark.parametrize("gate_layers", [0, 1])
+def test_outputs_behind_the_end_are_zero_even_where_a_sequence_was_no_number(gate_layers):
+    layer = HLSTM(*SIZES, gate_layers=gate_layers, bidirectional=True)
+    x = torch.randn(STEPS, len(LENGTHS), SIZES[0])
+    x[0] = float("nan")
+    y, _ = layer(x, lengths=LENGTHS)
+    padding = torch.arange(STEPS)[:, None] >= LENGTHS
+    assert padding.any() and (y[padding] == 0).all() and y[~padding].isnan().any()
+
+
+@pytest.mark.parametrize("gate_layers", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.bfloat16])
+def test_an_input_of_another_type_is_refused_by_name(gate_layers, dtype):
+    layer = HLSTM(*SIZES, gate_layers=gate_layers)
+    for batch in (2, 0):
+        with pytest.raises(ValueError, match=f"input {dtype}: the weights are torch.float32"):
+            layer(torch.zeros(STEPS, batch, SIZES[0], dtype=dtype))
+
+
 @pytest.mark.parametrize("gate_layers", [0, 1, 2])
 def test_a_sequence_does_not_know_its_neighbours(gate_layers):
     layer = HLSTM(*SIZES, num_layers=2, gate_layers=gate_layers, bidirectional=True).double()

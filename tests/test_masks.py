@@ -138,6 +138,63 @@ def test_in_a_sparse_gate_every_hidden_unit_hears_and_is_heard(options):
             assert (w[ones] >= 1 - bound).all() and (w[~ones].abs() <= bound).all() and mask[ones].all()
 
 
+def test_each_of_several_optimisers_is_told():
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    masks, optimisers = ConnectionMasks(net), [torch.optim.Adam(layer.parameters()) for layer in net]
+    for optimiser in optimisers:
+        masks.attach(optimiser)
+
+    def step():
+        net.zero_grad()
+        net(torch.randn(4, 8)).square().sum().backward()
+        masks.mask_gradients_()
+        for optimiser in optimisers:
+            optimiser.step()
+    step()
+    prune(masks, 0.5)
+    for _ in range(3):
+        step()
+    for name, p in masks.parameters.items():
+        assert (p[~masks.masks[name]] == 0).all() and (~masks.masks[name]).any()
+    masks.attach(torch.optim.SGD(net.parameters(), lr=0.1))             # takes the place of both
+    assert [type(optimiser) for optimiser in masks.optimisers] == [torch.optim.SGD]
+
+
+def test_a_parametrised_layer_leaves_no_neuron_unconnected_either():
+    layer = HLSTM(4, 4, gate_width=16)
+    nn.utils.parametrizations.spectral_norm(layer, "weight_gate1_l0")
+    (mask,) = ConnectionMasks(layer, "*weight_gate1*", density=0.05).masks.values()
+    assert all(block.any(0).all() and block.any(1).all() for block in mask.chunk(4))
+
+
+def test_what_masks_cannot_keep_is_refused_by_name():
+    table = nn.Embedding(20, 8, sparse=True)
+    masks = ConnectionMasks(table, density=0.4)
+    table(torch.tensor([1, 2, 3])).sum().backward()
+    for act in (masks.mask_gradients_, lambda: Gradients().collect(masks), lambda: prune(masks, 0.5)):
+        with pytest.raises(ValueError, match="weight: its gradient is sparse.* sparse=False"):
+            act()
+    for dtype in (torch.complex64, torch.float8_e4m3fn):
+        with pytest.raises(ValueError, match=f"weight is {dtype}: masks are for real numbers"):
+            ConnectionMasks(nn.ParameterDict({"weight": torch.zeros(4, 4, dtype=dtype)}))
+
+
+def test_a_tied_matrix_is_found_by_its_first_name_and_the_error_says_so():
+    net = nn.ModuleDict({"e": nn.Embedding(6, 4), "o": nn.Linear(4, 6, bias=False)})
+    net["o"].weight = net["e"].weight
+    with pytest.raises(ValueError, match="there are: e.weight .one that goes by several names"):
+        ConnectionMasks(net, "o.*")
+
+
+def test_masks_of_a_part_are_refused_even_if_the_whole_has_a_matrix_of_that_name(tmp_path):
+    part = nn.Linear(4, 4)
+    whole = nn.Linear(5, 4)
+    whole.part = part
+    with pytest.raises(ValueError, match="masks of weight, .4, 4., which the module lacks"):
+        save_model(tmp_path / "model.safetensors", whole, ConnectionMasks(part), {})
+    assert not os.listdir(tmp_path)
+
+
 def test_masks_go_with_an_optimiser_of_their_matrices():
     layer, other = nn.Linear(4, 3), nn.Linear(4, 3)
     masks = ConnectionMasks(layer, density=0.5)
@@ -203,7 +260,8 @@ OPTIMISERS = {
     "fused": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1, fused=True),
     "adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1),
     "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),              # whose state does not begin at zero throughout
-    "nesterov": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01)}
+    "nesterov": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "sgd, fused": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.01, fused=True)}
 
 
 def moments(optimiser, p) -> list[torch.Tensor]:
@@ -247,7 +305,7 @@ def test_dormant_connections_are_exactly_zero_through_training_growth_and_prunin
         for name, p in made.parameters.items():
             woken = made.masks[name] & ~before[name]
             assert woken.any() and (p[woken] == 0).all()
-            assert not moments(optimiser, p)                       # and the optimiser remembers nothing of them
+            assert not any(t.any() for t in moments(optimiser, p))      # and the optimiser remembers nothing of them
         check(trained=False)
         train()
         assert prune(made, 0.3) > 0

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hlstm_src import ConnectionMasks, grow, rivals
+from hlstm_src.growprune import Gradients
 from hlstm_src.masks import live_count
 from hlstm_src.rivals import RIVALS, Gradual, Rewinding, Rewiring, parameters_left, rival, small_width
 from hlstm_src.schedule import Dense
@@ -84,6 +85,15 @@ def test_epochs_left_counts_down_to_zero(name):
         assert schedule.epochs_left == left and 0 <= schedule.at < schedule.length and not schedule.done
         made.step()
     assert made.schedule.done and made.schedule.epochs_left == 0
+
+
+def test_rewiring_by_gradient_without_one_is_refused_by_name():
+    layer = torch.nn.Linear(4, 4)
+    masks, schedule = ConnectionMasks(layer, density=0.5), rival("rigl", epochs=12, density=0.5)[1]
+    before = masks.masks["weight"].clone()
+    with pytest.raises(ValueError, match="gradients hold nothing for weight; call collect"):
+        schedule.end_epoch(masks, Gradients(), 1.0)
+    assert masks.masks["weight"].equal(before)
 
 
 def test_a_seed_changes_what_is_drawn_and_nothing_else():

@@ -8,6 +8,7 @@ import signal
 import threading
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -508,3 +509,20 @@ def test_a_floor_knows_which_way_the_tasks_score_goes(corpus):
     with pytest.raises(ValueError, match="lower_is_better=False: of the task's wer it is not so"):
         trainer(corpus, GrowPruneSchedule(4, lower_is_better=False))
     trainer(corpus, GrowPruneSchedule(4, lower_is_better=False, tolerance=None))                # looks at no score
+
+
+def test_a_seed_may_be_numpys_and_a_checkpoint_a_text(corpus, tmp_path):
+    path = tmp_path / "run.checkpoint"
+    for checkpoint, seed in ((str(path), np.int64(3)), (path, 3)):      # the second goes on where the first ended
+        made = trainer(corpus, dense(), checkpoint, seed=seed)
+        made.train()
+        assert len(made.history) == 3 and path.exists()
+
+
+def test_a_model_whose_state_no_checkpoint_can_hold_is_refused_before_it_trains(corpus):
+    class Counting(DeepSpeech2):
+        def get_extra_state(self):
+            return {"calls": 1}
+    model = Counting(len(ALPHABET), "lstm", layers=1, hidden=8, channels=2)
+    with pytest.raises(ValueError, match="state holds _extra_state, which no checkpoint can"):
+        Trainer(model, SpeechTask(corpus, batch=4), dense(), Settings(precision="fp32"))

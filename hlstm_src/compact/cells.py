@@ -31,7 +31,7 @@ class Cell:
     """A packed cell of `kind` lstm, hlstm or gru with I inputs and H units.
 
     inputs, hidden: layouts of W_ih and W_hh; gates: of the further layers, joined; biases: one for each of hidden and
-    gates, (R) each. A GRU's biases are those of W_ih and W_hh.
+    gates, (R) each. A GRU's biases are those of W_ih and W_hh. Raises ValueError for shapes that do not fit together.
     """
     kind: str
     size: int                              # H
@@ -43,10 +43,25 @@ class Cell:
 
     def __post_init__(self):
         self.layers = [self.hidden, *self.gates]
+        self._join()
         self.width = padded(max(layer.shape[0] for layer in self.layers))
         self.biases = [_row(b, self.width) for b in self.biases]
         self.program = (tuple(layer.packed for layer in self.layers), tuple(self.biases), self.inputs.packed,
                          ACTIVATIONS.index(self.activation), self.size)
+
+    def _join(self) -> None:
+        """The compiled loops read and write what they are told is there, so the layers must fit one another."""
+        rows, gates = [layer.shape[0] for layer in self.layers], 3 if self.kind == "gru" else 4
+        columns = [self.size, *rows[:-1]]
+        for name, got, wanted in [
+                ("W_ih has rows", self.inputs.shape[0], rows[0]),
+                *((f"{'W_hh' if k == 0 else f'gate layer {k}'} has columns", layer.shape[1], columns[k])
+                  for k, layer in enumerate(self.layers)),
+                (f"the last layer, of {gates} gates, has rows", rows[-1], gates * self.size),
+                *((f"bias {k} has numbers", len(b), (rows[:1] * 2 if self.kind == "gru" else rows)[k])
+                  for k, b in enumerate(self.biases))]:
+            if got != wanted:
+                raise ValueError(f"a {self.kind} of {self.size} units: {name}: {got}, not {wanted}")
 
     @property
     def matrices(self) -> list[Layout]:
@@ -81,7 +96,6 @@ class Cell:
         one_step(*self.program, rows_of(x), hs, cs, aligned((len(x), len(self.biases), self.width)))
         return hs[:, :self.size], None if cs is None else cs[:, :self.size]
 
-
     def _fits(self, x: np.ndarray, **states: np.ndarray) -> None:
         """The compiled loops read what they are told is there, so shapes are checked before."""
         if x.ndim != 2 or x.shape[1] != self.inputs.shape[1]:
@@ -104,15 +118,15 @@ def lstm(weights: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray] | No
     """An LSTM or H-LSTM cell from one layer and direction of an `HLSTM`, say weights["weight_ih" + suffix].
 
     `kind` forces one layout; columns: steps whose inputs are known together, 1 in a decoder. Raises KeyError for a
-    missing weight, ValueError for shapes that do not fit or an unknown activation.
+    missing weight, ValueError for shapes that do not fit, a mask of no weight or an unknown activation.
     """
-    masks = masks or {}
+    masks = _of_weights(masks, weights)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}")
 
     def packed(name: str, n: int) -> Layout:
         return layouts.pack(weights[name + suffix], masks.get(name + suffix), kind, values, columns=n)
-    H, gate_layers = weights["weight_hh" + suffix].shape[1], 0
+    H, gate_layers, rows = weights["weight_hh" + suffix].shape[1], 0, len(weights["weight_hh" + suffix])
     gates, biases = [], [weights.get("bias_ih" + suffix, np.zeros(len(weights["weight_ih" + suffix])))]
     if "bias_hh" + suffix in weights:
         biases[0] = biases[0] + weights["bias_hh" + suffix]
@@ -120,12 +134,11 @@ def lstm(weights: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray] | No
         gate_layers += 1
         name = f"weight_gate{gate_layers}"
         everywhere = {n: np.ones_like(w, bool) for n, w in weights.items()}
-        joined, alive, region = (_joined(part, name, suffix, len(biases[-1]))
+        joined, alive, region = (_joined(part, name, suffix, rows)
                                  for part in (weights, everywhere | dict(masks), everywhere))
         gates.append(layouts.pack(joined, alive, kind, values, region))
-        biases.append(weights.get(f"bias_gate{gate_layers}{suffix}", np.zeros(len(joined))))
-    if len(biases[-1]) != 4 * H:
-        raise ValueError(f"weights{suffix}: the last layer has {len(biases[-1])} rows, not the {4 * H} of four gates")
+        rows = len(joined)
+        biases.append(weights.get(f"bias_gate{gate_layers}{suffix}", np.zeros(rows)))
     inputs, hidden = packed("weight_ih", columns), packed("weight_hh", 1)
     return Cell("hlstm" if gates else "lstm", H, activation, inputs, hidden, gates, biases)
 
@@ -133,12 +146,19 @@ def lstm(weights: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray] | No
 def gru(weights: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray] | None = None, *, suffix: str = "_l0",
         values: str = "fp32", kind: str | None = None, columns: int = 4) -> Cell:
     """A GRU cell from one layer and direction of a torch.nn.GRU; as `lstm`."""
-    masks = masks or {}
+    masks = _of_weights(masks, weights)
     ih, hh = (layouts.pack(weights[name], masks.get(name), kind, values, columns=n)
               for name, n in (("weight_ih" + suffix, columns), ("weight_hh" + suffix, 1)))
     none = np.zeros(ih.shape[0])
     biases = [weights.get(n + suffix, none) for n in ("bias_ih", "bias_hh")]
     return Cell("gru", hh.shape[1], "tanh", ih, hh, [], biases)
+
+
+def _of_weights(masks: Mapping[str, np.ndarray] | None, weights: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """The masks, each of which must have a weight of its name: else a matrix would be dense by mistake."""
+    if strange := sorted((masks or {}).keys() - weights.keys()):
+        raise ValueError(f"masks of {', '.join(strange)}: there are no such weights, but {', '.join(weights)}")
+    return masks or {}
 
 
 def _joined(weights: Mapping[str, np.ndarray], name: str, suffix: str, columns: int) -> np.ndarray:

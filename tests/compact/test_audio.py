@@ -138,6 +138,7 @@ def test_values_that_are_no_sound_are_refused(tmp_path, value):
 @pytest.mark.parametrize("samples, rate", [
     (np.zeros((0, 2)), 16_000), (np.zeros((2, 2, 2)), 16_000), (np.float32(1), 16_000), (np.zeros(99), 0),
     (np.zeros(99), -8000), (np.zeros(99), np.nan), (np.zeros(99), 1e12), (np.zeros(99), 1), (None, 16_000),
+    (np.zeros(99), None), (np.zeros(99), "16000"),
     (np.zeros(99, complex), 16_000), (np.zeros((2, 16_000)), 16_000), ([1, 2, 3], 16_000)])
 # Of the last two, channels come second; and a list of whole numbers is one of 64 bits.
 def test_samples_that_are_no_sound_are_refused(samples, rate):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from hlstm_src import HLSTM, ConnectionMasks, prune
 
@@ -151,10 +152,36 @@ def test_shapes_that_do_not_fit_are_refused():
     weights = numbers(HLSTM(3, 4))
     with pytest.raises(KeyError, match="weight_hh_l1"):
         cells.lstm(weights, suffix="_l1")
-    with pytest.raises(ValueError, match="weights_l0.*12 rows, not the 16"):
+    with pytest.raises(ValueError, match="the last layer, of 4 gates, has rows: 12, not 16"):
         cells.lstm(weights | {"weight_gate1_l0": weights["weight_gate1_l0"][:12], "bias_gate1_l0": np.zeros(12)})
     with pytest.raises(ValueError, match="weight_gate1_l0"):
         cells.lstm(weights | {"weight_gate1_l0": weights["weight_gate1_l0"][:, :3]})
+
+
+@pytest.mark.parametrize("name, rows, words", [
+    ("weight_ih_l0", 512, "W_ih has rows: 512, not"), ("weight_ih_l0", 8, "W_ih has rows: 8, not"),
+    ("weight_hh_l0", 8, ": 8, not|not 8"), ("bias_ih_l0", 1, "bias 0 has numbers: 1, not"),
+    ("bias_ih_l0", 99, "bias 0 .*: 99, not")])
+@pytest.mark.parametrize("module", [HLSTM(3, 4), HLSTM(3, 4, gate_layers=0), nn.GRU(3, 4)])
+def test_layers_that_do_not_fit_each_other_are_refused_not_read_past(module, name, rows, words):
+    """The compiled loops would write behind their buffers, or read what is not there."""
+    weights = numbers(module)
+    weights[name] = np.resize(weights[name], (rows, *weights[name].shape[1:]))
+    weights.pop("bias_hh_l0", None) if isinstance(module, HLSTM) else None         # is added to bias_ih before
+    with pytest.raises(ValueError, match=words):
+        (cells.gru if isinstance(module, nn.GRU) else cells.lstm)(weights)
+
+
+def test_the_weights_of_another_kind_of_cell_are_refused():
+    for module, make in ((nn.LSTM(3, 4), cells.gru), (nn.RNN(3, 4), cells.gru), (nn.GRU(3, 4), cells.lstm)):
+        with pytest.raises(ValueError, match="the last layer, of . gates, has rows"):
+            make(numbers(module))
+
+
+@pytest.mark.parametrize("module, make", [(HLSTM(3, 4), cells.lstm), (nn.GRU(3, 4), cells.gru)])
+def test_a_mask_of_no_weight_is_refused_not_overlooked(module, make):
+    with pytest.raises(ValueError, match="masks of weight_ih: there are no such weights, but weight_ih_l0"):
+        make(numbers(module), {"weight_ih": np.ones((16, 3), bool)})
 
 
 OLDER = """
