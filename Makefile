@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 PROFILES := smoke laptop desk wide paper
 
-ifeq ($(filter $(PROFILE),$(PROFILES)),)
+ifneq ($(words $(PROFILE)):$(filter $(PROFILE),$(PROFILES)),1:$(PROFILE))
 $(error PROFILE=$(PROFILE) is unknown; choose one of: $(PROFILES))
 endif
 

@@ -6,6 +6,7 @@
 # What it imports is read from its code. A run depends on the training code alone, and decides by the
 # key in its record whether it has anything to do; so a record is updated here, never deleted first.
 # Records of desk, wide and paper are history: made when missing, otherwise never touched.
+import shlex
 import sys
 
 sys.path.insert(0, workflow.basedir)
@@ -17,7 +18,7 @@ if PROFILE not in graph.PROFILES:
 PAGES = graph.pages()
 CHAPTERS = {chapter.page: chapter for chapter in graph.chapters()}
 EXECUTED = f"_build/executed/{PROFILE}"
-PYTHON = sys.executable
+PYTHON = shlex.quote(sys.executable)
 TOOLS = ["book/tools/graph.py", "book/tools/lint.py"]
 
 
@@ -80,7 +81,7 @@ rule run:
         experiment="(?!toy-).+",
     shell:
         "{PYTHON} -m hlstm_src run {wildcards.experiment} --profile {wildcards.profile} --seed {wildcards.seed}"
-        " 2>&1 && touch {output}"
+        " 2>&1 && touch -c {output}"
 
 
 # Runs of seconds: one job trains all seeds, since starting takes as long as training.
@@ -95,7 +96,7 @@ rule run_seeds:
         seeds=" ".join(f"--seed {k}" for k in graph.seeds("toy", PROFILE)),
     shell:
         "{PYTHON} -m hlstm_src run {wildcards.experiment} --profile {wildcards.profile} {params.seeds}"
-        " 2>&1 && touch {output}"
+        " 2>&1 && touch -c {output}"
 
 
 rule recorded_run:

@@ -72,9 +72,10 @@ def default_min_count(captions: int) -> int:
 
 
 def plain_path(path: str) -> bool:
-    """Whether a path is relative, stays in its folder and uses '/'."""
+    """Whether a path is relative, stays in its folder, uses '/' and holds no character that cannot be seen."""
     parts = PurePosixPath(path)
-    return bool(parts.parts) and not (parts.is_absolute() or ".." in parts.parts or "\\" in path or "\0" in path)
+    return bool(parts.parts) and path.isprintable() and not (
+        parts.is_absolute() or ".." in parts.parts or "\\" in path)
 
 
 def _check(scenes: list[Scene], where: str) -> None:

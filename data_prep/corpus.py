@@ -66,10 +66,21 @@ def write_atomic(path: Path, data: bytes) -> None:
         part.write_bytes(data)
 
 
+@contextmanager
+def of_file(path: Path) -> Iterator[None]:
+    """Lets an OSError of the block say which file it was: a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def write_wave(path: Path, samples: np.ndarray) -> None:
     """Write int16 samples (frames,) as 16 kHz PCM16 WAV; the same samples always give the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with wave.open(str(path), "wb") as file:
+    with of_file(path), wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(SAMPLE_RATE)
@@ -115,6 +126,7 @@ def new_folder(out: str | os.PathLike, name: str) -> Iterator[Path]:
         new, old = Path(scratch) / "new", Path(scratch) / "old"
         new.mkdir()
         yield new
+        check_replaceable(out, name)                               # meanwhile something else may stand there
         try:
             if place.exists():
                 os.replace(place, old)

@@ -25,6 +25,7 @@ from data_prep.fetch import Progress
 from hlstm_src.corpora import CaptionCorpus, CorpusError, Picture, UndecodablePicture
 from hlstm_src.encoders import Encoder, EncoderError, load_encoder
 from hlstm_src.errors import told
+from hlstm_src.files import alone
 
 BATCH = {"cpu": 4}  # pictures at a time; on a CPU large batches are slower, because they fall out of its cache
 
@@ -65,6 +66,10 @@ def _rows(
     rows = torch.zeros(len(batch), *encoder.shape, dtype=encoder.dtype)
     if images:
         rows[places] = encoder(images).to(encoder.dtype)
+        if not rows.isfinite().all():
+            where = batch[int((~rows.isfinite()).flatten(1).any(1).nonzero()[0])]
+            raise CorpusError(f"{where.path}: its feature is infinite or beyond what float16 holds; are these the "
+                              f"weights of {encoder.name}?")
     return rows
 
 
@@ -85,15 +90,24 @@ def store_features(
         The store, and whether there was anything to do.
 
     Raises:
-        CorpusError: a picture is missing, changed or does not decode. What was done so far is kept.
+        CorpusError: a picture is missing, changed or does not decode, its feature is beyond float16, or another
+            process is making the store. What was done so far is kept.
     """
     path = corpus.folder / "features" / f"{encoder.name}.safetensors"
+    try:
+        with alone(path):
+            return _store(path, corpus, encoder, skip_broken, say)
+    except BlockingIOError:
+        raise CorpusError(f"{path}: another process is making it; wait for it, or stop it") from None
+
+
+def _store(path: Path, corpus: CaptionCorpus, encoder: Encoder, skip_broken: bool, say: Callable) -> tuple[Path, bool]:
+    """`store_features`, by one process at a time."""
     part, state = path.with_suffix(".rows.part"), path.with_suffix(".json.part")
     about, pictures = _about(corpus, encoder), corpus.pictures
     skipped = _made_by(path, about)
     if skipped is not None and (skip_broken or not skipped):
         return path, False
-    path.parent.mkdir(exist_ok=True)
     try:
         kept = json.loads(state.read_text())
         begun = kept["about"] == about and isinstance(kept["skipped"], list) and part.exists()

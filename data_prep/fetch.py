@@ -1,10 +1,12 @@
 """Download an archive so that it can be resumed and trusted, and unpack it so that it can do no harm.
 
 `download` keeps what has arrived in `<name>.part`, asks only for the rest after an interruption, goes on to
-the next mirror when one fails, and gives the file its name only when its SHA-256 is one of the accepted ones.
+the next mirror when one fails, and gives the file its name only when its SHA-256 is one of the accepted ones. Where
+none is known, it asks for the rest only of the version that it has begun, as the server names it.
 `unpack` writes plain files and folders below one folder and refuses everything else an archive can hold.
 """
 
+import errno
 import gzip
 import http.client
 import lzma
@@ -23,9 +25,11 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from tqdm import tqdm
 
-from data_prep.corpus import DataError, sha256_of
+from data_prep.corpus import DataError, of_file, sha256_of
+from hlstm_src.files import alone
 
 CHUNK = 1 << 16
+DEEPEST = 50                           # folders that may lie in each other
 SLACK = 1 << 20                        # bytes that may stand between two members of an archive
 HEADERS = {"User-Agent": "hlstm-data-prep/1"}
 
@@ -61,10 +65,22 @@ class _Refused(_Broken):
     """A transfer that another try would not mend."""
 
 
-def _transfer(url: str, part: Path, timeout: float, max_bytes: int) -> bool:
-    """Bring `part` to its full length from `url`; True if bytes of an earlier transfer are in it."""
-    start = part.stat().st_size if part.exists() else 0
+def _version(reply) -> str:
+    """What a server calls the version of a file that it sends, as `If-Range` may ask for it, or nothing."""
+    tag = reply.headers.get("ETag", "")
+    return tag if tag.startswith('"') else reply.headers.get("Last-Modified", "")
+
+
+def _transfer(url: str, part: Path, known: bool, timeout: float, max_bytes: int) -> bool:
+    """Bring `part` to its full length from `url`; True if bytes of an earlier transfer are in it.
+
+    known: a digest will tell whether the file is right. Else only the rest of the same version is asked for.
+    """
+    note = part.with_name(part.name + ".version")
+    begun = note.read_text() if note.exists() else ""
+    start = part.stat().st_size if part.exists() and (known or begun) else 0
     headers = HEADERS | ({"Range": f"bytes={start}-"} if start else {})
+    headers |= {"If-Range": begun} if start and not known else {}
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout) as reply:
             if reply.status != 206:  # a server that ignores Range sends the whole file from its first byte
@@ -77,6 +93,10 @@ def _transfer(url: str, part: Path, timeout: float, max_bytes: int) -> bool:
             if total is not None and total > max_bytes:
                 raise _Refused(f"{total:,} bytes, more than the {max_bytes:,} expected at most")
             mode = "ab" if start else "wb"
+            if not start:
+                note.unlink(missing_ok=True)
+                if version := _version(reply):
+                    note.write_text(version)
             with open(part, mode) as file, Progress("download", total, "bytes", start) as bar:
                 while block := reply.read(CHUNK):
                     file.write(block)
@@ -100,12 +120,12 @@ def _fetch_one(url: str, part: Path, accepted: Collection[str], tries: int, paus
     """Download one address into `part`, in up to `tries` goes; returns the SHA-256 of the complete file."""
     for attempt in range(1, tries + 1):
         try:
-            resumed = _transfer(url, part, **limits)
+            resumed = _transfer(url, part, bool(accepted), **limits)
             digest = sha256_of(part)
             if accepted and digest not in accepted and resumed:
                 # The earlier bytes may come from another mirror or another version: once more, from nothing.
                 part.unlink()
-                _transfer(url, part, **limits)
+                _transfer(url, part, True, **limits)
                 digest = sha256_of(part)
             return digest
         except _Broken as error:
@@ -145,19 +165,32 @@ def download(
             beside the target as `<name>.unlisted`, so that one who trusts it need not download it again.
     """
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with alone(target):
+            return _download(urls, target, accepted, by_hand, tries=tries, pause=pause, timeout=timeout,
+                             max_bytes=max_bytes)
+    except BlockingIOError:
+        raise DataError(f"{target}: another process is downloading it; wait for it, or stop it") from None
+
+
+def _download(urls: Sequence[str], target: Path, accepted: Collection[str], by_hand: str | None, **limits) -> str:
+    """`download`, by one process at a time."""
     part, unlisted = (target.with_name(target.name + end) for end in (".part", ".unlisted"))
     for file in (target, part, unlisted):
         if file.is_file() and (digest := sha256_of(file)) in accepted:
             os.replace(file, target)
             return digest
+    note = part.with_name(part.name + ".version")
     said, found = [], None
+    if not accepted and unlisted.is_file():
+        urls, found = (), ("an earlier run", sha256_of(unlisted))
     for url in urls:
         try:
-            digest = _fetch_one(url, part, accepted, tries, pause, timeout=timeout, max_bytes=max_bytes)
+            digest = _fetch_one(url, part, accepted, **limits)
         except _Broken as error:
             said.append(f"{url} ({error})")
             continue
+        note.unlink(missing_ok=True)
         if digest in accepted:
             os.replace(part, target)
             unlisted.unlink(missing_ok=True)
@@ -167,8 +200,8 @@ def download(
     if found:
         url, digest = found
         raise DataError(
-            f"{unlisted}: {url} sent a file with the SHA-256 {digest}, which is not a known one; "
-            f"if you trust it, pass --sha256 {digest}"
+            f"{unlisted}: {url} brought a file with the SHA-256 {digest}, which is not a known one; "
+            f"remove it or, if you trust it, pass --sha256 {digest}"
             + (f" or {by_hand} {unlisted}" if by_hand else "")
         )
     raise DataError(
@@ -183,8 +216,11 @@ def _bad_path(name: str) -> str | None:
     name = name.replace("\\", "/")
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive:
         return "has an absolute path"
-    if ".." in PurePosixPath(name).parts or "\0" in name:
+    parts = PurePosixPath(name).parts
+    if ".." in parts or "\0" in name:
         return "has a path that leads out of the folder"
+    if len(parts) > DEEPEST:
+        return f"lies more than {DEEPEST} folders deep"
     return None
 
 
@@ -196,7 +232,25 @@ def _refusal(member: tarfile.TarInfo) -> str | None:
         return "is a link"
     if not (member.isfile() or member.isdir()):
         return "is neither a file nor a folder"
+    if member.isfile() and not PurePosixPath(member.name).parts:
+        return "is a file without a name"
     return None
+
+
+class _Member(tarfile.TarInfo):
+    """A member with a whole header: tarfile takes a bad one, or the end of the file, for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> "_Member":
+        try:
+            member = super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:                             # zeros: the end, as it should be
+            raise
+        except tarfile.HeaderError as error:
+            raise ValueError(str(error) or "it ends without an end") from None
+        if member.size < 0:
+            raise ValueError(f"a member of {member.size} bytes")
+        return member
 
 
 class _Bounded:
@@ -234,7 +288,7 @@ def unpack(
     try:
         with gzip.open(archive) as stream:
             bounded = _Bounded(stream, archive, remedy)
-            with tarfile.open(fileobj=bounded, mode="r|") as tar:
+            with tarfile.open(fileobj=bounded, mode="r|", tarinfo=_Member) as tar:
                 for count, member in enumerate(tar, start=1):
                     size += member.size
                     bounded.left = member.size + SLACK
@@ -252,7 +306,7 @@ def unpack(
         raise DataError(f"{archive}: no such file; give the path of the archive with --archive") from None
     except FileExistsError as error:
         raise DataError(f"{archive}: member {error} is there twice; {remedy}") from None
-    except (EOFError, ValueError, gzip.BadGzipFile, tarfile.TarError, zlib.error) as error:
+    except (EOFError, ValueError, RecursionError, gzip.BadGzipFile, tarfile.TarError, zlib.error) as error:
         raise DataError(f"{archive}: truncated or damaged ({error}); {remedy}") from None
 
 
@@ -267,10 +321,19 @@ def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> 
             path.mkdir(parents=True, exist_ok=True)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "xb") as file:
+            with of_file(path), open(path, "xb") as file:
                 shutil.copyfileobj(tar.extractfile(member), file)
     except (FileExistsError, NotADirectoryError):
         raise FileExistsError(repr(member.name)) from None
+    except OSError as error:
+        _blame_name(error, member.name)
+        raise
+
+
+def _blame_name(error: OSError, name: str) -> None:
+    """Raise ValueError where no file can be called so: that is the archive's fault, not the disk's."""
+    if error.errno in (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL):
+        raise ValueError(f"member {name!r}: {error.strerror.lower()}") from None
 
 
 def unpack_zip(
@@ -296,16 +359,18 @@ def unpack_zip(
             members = [member for member in file.infolist() if not member.is_dir()]
             names = set()
             for member in members:
-                problem = _bad_path(member.filename)
+                problem, parts = _bad_path(member.filename), PurePosixPath(member.filename).parts
+                if not parts:
+                    problem = "is a file without a name"
                 if stat.S_ISLNK(member.external_attr >> 16):
                     problem = "is a link"
                 if member.flag_bits & 1:
                     problem = "is encrypted"
-                if member.filename in names:
+                if parts in names:
                     problem = "is there twice"
                 if problem:
                     raise DataError(f"{archive}: member {member.filename!r} {problem}; {remedy}")
-                names.add(member.filename)
+                names.add(parts)
             if sum(member.file_size for member in members) > max_bytes or len(members) > max_members:
                 limits = f"the limit of {max_bytes:,} bytes or {max_members:,} members"
                 raise DataError(f"{archive}: goes past {limits}; {remedy}")
@@ -313,14 +378,29 @@ def unpack_zip(
                 for member in members:
                     path = folder / member.filename
                     if not (path.is_file() and path.stat().st_size == member.file_size):
-                        path.parent.mkdir(parents=True, exist_ok=True)
-                        part = path.with_name(path.name + ".part")
-                        with file.open(member) as source, open(part, "wb") as target:
-                            shutil.copyfileobj(source, target)
-                        os.replace(part, path)
+                        _unpack_member(file, member, path)
                     bar.update()
     except FileNotFoundError:
         raise DataError(f"{archive}: no such file; run the command again to download it") from None
-    except (EOFError, IndexError, NotImplementedError, ValueError, lzma.LZMAError, zipfile.BadZipFile,
+    except OSError as error:
+        if error.errno != errno.EINVAL:                            # a place in the file that cannot be
+            raise
+        raise DataError(f"{archive}: truncated or damaged ({error}); {remedy}") from None
+    except (EOFError, IndexError, NotImplementedError, ValueError, RecursionError, lzma.LZMAError, zipfile.BadZipFile,
             zlib.error) as error:
         raise DataError(f"{archive}: truncated or damaged ({error}); {remedy}") from None
+
+
+def _unpack_member(file: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
+    """Write one file, first under a hidden name. Raises ValueError where its name, or a folder's, cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.unpacked")
+        with of_file(path), file.open(member) as source, open(part, "wb") as target:
+            shutil.copyfileobj(source, target)
+        os.replace(part, path)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError):
+        raise ValueError(f"member {member.filename!r}: a file and a folder of one name") from None
+    except OSError as error:
+        _blame_name(error, member.filename)
+        raise

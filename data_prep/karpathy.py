@@ -33,6 +33,7 @@ from hlstm_src.files import missing
 
 SPLIT_OF = {"train": "train", "restval": "train", "val": "valid", "test": "test"}
 REMEDY = "correct the file or fetch it again"
+LONGEST = 10_000                       # characters of a caption: more is a mistake, and a table's cell has its limits
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,8 @@ class _Reader:
 
     def sentence(self, item: dict, key: str, place: str) -> str | None:
         text = " ".join(self.get(item, key, place, str).split())
+        if len(text) > LONGEST:
+            raise self.fail(f"{place}.{key}", f"the caption has {len(text):,} characters, more than {LONGEST:,}")
         if tokenize(text):
             return text
         if self.skip_empty:
@@ -143,6 +146,7 @@ class _Reader:
     def scene(self, name: str, split: str, file: str, sentences: list[str | None], place: str) -> Scene:
         if not plain_path(file):
             raise self.fail(place, f"the file name {file!r} is not a plain relative path")
+        file = str(PurePosixPath(file))                            # "./1.jpg" is "1.jpg"
         said = tuple(sentence for sentence in sentences if sentence)
         if not said:
             raise self.fail(place, f"the picture {file!r} has no caption")
@@ -164,7 +168,7 @@ class _Reader:
                 sentences.append(self.sentence(sentence, "raw", where))
                 self.once(sentence, "sentid", where)
             file = self.get(image, "filename", place, str)
-            name = str(image.get("cocoid", PurePosixPath(file).stem))
+            name = PurePosixPath(file).stem if image.get("cocoid") is None else str(image["cocoid"])
             file = f"{image['filepath']}/{file}" if image.get("filepath") else file
             scenes.append(self.scene(name, SPLIT_OF[split], file, sentences, place))
         return scenes

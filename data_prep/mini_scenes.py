@@ -6,8 +6,8 @@ network. To make it anew:
     python -m data_prep.mini_scenes --out DIR [--seed 0]
 
 What a scene of the validation or the test set shows was never seen in training: of each of the 36 combinations of
-shape and colour one size is held out, half of them for validation and half for the test. Only the second thing of
-such a scene may be a known one.
+shape and colour one size is held out, half of them for validation and half for the test. Where such a scene shows two
+things, one of them may be a known one.
 Every scene has a random generator of its own, made from the seed, the split and its number.
 """
 
@@ -95,7 +95,7 @@ def _draw_thing(rng: np.random.Generator, split: str, sizes: tuple[str, ...], un
     """A thing without places, of a combination that the split may show, of another shape and colour than `unlike`."""
     while True:
         shape, colour, size = (str(rng.choice(list(names))) for names in (SHAPES, COLOURS, sizes))
-        # The second thing of a held-out scene may be a known one.
+        # One thing of two in a held-out scene may be a known one.
         allowed = {split} if unlike is None else {split, "train"}
         alike = unlike is not None and (shape == unlike.shape or colour == unlike.colour)
         if split_of(shape, colour, size) in allowed and not alike:

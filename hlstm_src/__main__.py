@@ -376,7 +376,8 @@ def main() -> None:
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="surrogateescape")           # a file's name need not be text
+        utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"      # else not all that we print can be
+        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "replace")    # a file's name need not be text
     try:
         app()
     except (UserError, OSError, ValueError) as error:

@@ -68,8 +68,11 @@ class SpeechCorpus:
         if not isinstance(self.info, dict) or self.info.get("manifest_sha256") != self.sha256:
             raise CorpusError(f"{manifest}: does not match corpus.json; prepare the corpus again")
         self.name = self.info.get("name", "?")
-        self.utterances = [self._row(line, row) for line, row in
-                           enumerate(csv.DictReader(io.StringIO(data.decode("utf-8"))), start=2)]
+        try:
+            self.utterances = [self._row(line, row) for line, row in
+                               enumerate(csv.DictReader(io.StringIO(data.decode("utf-8"))), start=2)]
+        except csv.Error as error:
+            raise CorpusError(f"{manifest}: no table ({error}); prepare the corpus again") from None
 
     def _row(self, line: int, row: dict) -> Utterance:
         try:
@@ -244,11 +247,15 @@ class CaptionCorpus:
 
     def _rows(self, name: str, data: bytes, *columns: str):
         """Place (for messages) and values of each row of a table."""
-        for line, row in enumerate(csv.DictReader(io.StringIO(data.decode("utf-8"), newline="")), start=2):
-            place, values = f"{self.folder / name}, row {line}", [row.get(column) for column in columns]
-            if None in values:
-                raise CorpusError(f"{place}: one of the columns {', '.join(columns)} is missing; {PREPARE}")
-            yield place, values
+        rows, line = csv.DictReader(io.StringIO(data.decode("utf-8"), newline="")), 2
+        try:
+            for line, row in enumerate(rows, start=2):
+                place, values = f"{self.folder / name}, row {line}", [row.get(column) for column in columns]
+                if None in values:
+                    raise CorpusError(f"{place}: one of the columns {', '.join(columns)} is missing; {PREPARE}")
+                yield place, values
+        except csv.Error as error:
+            raise CorpusError(f"{self.folder / name}, behind row {line}: no table ({error}); {PREPARE}") from None
 
     def _pictures(self, parts: dict[str, bytes]) -> list[Picture]:
         """Joins the two tables, row by row."""
@@ -309,8 +316,11 @@ class CaptionCorpus:
         try:
             return rgb(Image.open(io.BytesIO(data)))
         except Exception as error:                                 # what a decoder raises, depends on the format
-            raise UndecodablePicture(f"{picture.path}: the picture {picture.id!r} does not decode ({error}); replace "
-                                     "the file and prepare the corpus again, or pass --skip-broken") from None
+            why = str(error).partition(" <")[0]                    # without the address of what was read from
+            raise UndecodablePicture(
+                f"{picture.path}: the picture {picture.id!r} does not decode ({why}); replace the file and prepare the "
+                f"corpus again, or leave it out with `python -m data_prep.features --corpus {self.folder} --encoder "
+                f"{self.encoder or 'tiny'} --skip-broken`") from None
 
     def features(self, pictures: Iterable[Picture]) -> Tensor:
         """Features of pictures, float32, (N, D); of `tiny` (N, 3, 64, 64), with `pixels` (N, 3, 224, 224)."""

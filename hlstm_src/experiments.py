@@ -8,6 +8,7 @@ are made anew only with `force=True`.
 
 import hashlib
 import os
+import sys
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from importlib import import_module
@@ -51,7 +52,8 @@ def benchmark(made: Recipe, p: Profile) -> benchmarks.Speech | benchmarks.Captio
 
 
 def key_of(made: Recipe, corpus) -> str:
-    """Recipe, corpus (whatever has a `sha256`) and training code as one hash: an equal key means an equal result."""
+    """Recipe, corpus (whatever has a `sha256`) and training code as one hash: an equal key and an equal seed mean an
+    equal result."""
     return records.fingerprint(asdict(made), corpus.sha256, CODE)
 
 
@@ -69,23 +71,33 @@ def run(name: str, profile: str = "laptop", seed: int = 0, *, force: bool = Fals
     path = records.path_of(name, profile, seed)
     if path.exists() and not force and p.kept:
         records.check_model(path.with_suffix(".safetensors"))
-        return records.read(path)
+        return records.read_at(name, profile, seed)
     bench = benchmark(made, p)
     key = key_of(made, bench)
     if path.exists() and not force:
         try:
             records.check_model(path.with_suffix(".safetensors"))
-            record = records.read(path)
-        except records.RecordError:        # damaged, or of an older schema: scratch work, made anew
+            record = records.read_at(name, profile, seed)
+        except records.RecordError:        # damaged, another's, or of an older schema: scratch work, made anew
             record = None
         if record and record.key == key and path.with_suffix(".safetensors").exists():
             return record
     try:
         with alone(path) if os.environ.get("RANK", "0") == "0" else nullcontext():    # of several processes, the first
+            _set_aside(path)
             return _made(name, profile, seed, made, bench, key, path, progress)
     except BlockingIOError:
         raise TrainingError(f"{name} {profile} seed {seed}: another process is training it; wait for it, or stop it"
                             ) from None
+
+
+def _set_aside(path: Path) -> None:
+    """A checkpoint that is older than the record is of a run that was killed when it had written the record and not
+    yet removed the checkpoint: nothing is to be gone on with."""
+    for checkpoint in (path.with_suffix(end) for end in (".checkpoint", ".finetune.checkpoint")):
+        if path.exists() and checkpoint.exists() and checkpoint.stat().st_mtime_ns <= path.stat().st_mtime_ns:
+            checkpoint.replace(checkpoint.with_suffix(".old"))
+            print(f"{checkpoint}: older than the record; set aside as {checkpoint.stem}.old", file=sys.stderr)
 
 
 def _made(name: str, profile: str, seed: int, made: Recipe, bench, key: str, path: Path,

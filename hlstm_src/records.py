@@ -275,6 +275,19 @@ def path_of(experiment: str, profile: str, seed: int, root: str | Path | None = 
     return folder(profile, root) / experiment / f"seed{int(seed)}.json"
 
 
+def read_at(experiment: str, profile: str, seed: int, root: str | Path | None = None) -> RunRecord:
+    """The record of a run. Raises RecordError as `read`, and for one that lies where another's belongs."""
+    path = path_of(experiment, profile, seed, root)
+    record = read(path)
+    _at_home(record, path, root)
+    return record
+
+
+def _at_home(record: RunRecord, path: Path, root: str | Path | None) -> None:
+    if path != (place := path_of(record.experiment, record.profile, record.seed, root)):
+        raise RecordError(f"{path}: this record belongs at {place}; move it there or delete it")
+
+
 def find(profile: str, experiment: str | None = None, root: str | Path | None = None) -> list[RunRecord]:
     """All records of a profile, by experiment and seed; an empty list where there is none.
 
@@ -283,10 +296,8 @@ def find(profile: str, experiment: str | None = None, root: str | Path | None = 
     found = []
     for path in folder(profile, root).glob("*/seed*.json"):
         if experiment is None or path.parent.name == experiment:
-            record = read(path)
-            if path != (place := path_of(record.experiment, record.profile, record.seed, root)):
-                raise RecordError(f"{path}: this record belongs at {place}; move it there or delete it")
-            found.append(record)
+            found.append(record := read(path))
+            _at_home(record, path, root)
     return sorted(found, key=lambda record: (record.experiment, record.seed))
 
 

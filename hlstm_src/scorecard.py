@@ -209,6 +209,7 @@ def goals(profile: str = RECORDED, root: str | Path | None = None, ending: str =
                verdict(min(quick, default=None), QUICKER, few, base, "WER", better=-1)),
         judged("cell", "dense H-LSTM x3: a word error rate below that of the LSTM x5, by more than the seeds differ",
                dense, MISSING if gain is None else f"{-gain:+.1f} points",
+               "not met" if gain is not None and gain <= 0 else
                verdict(gain, 0, whole_cells, base, "WER", better=-1).replace("met in the mean; in WER", "not met:"))]
 
 

@@ -54,6 +54,11 @@ def _largest(values: np.ndarray, k: int) -> np.ndarray:
     """Indices (B, k) of the k largest of each row of values (B, n), the largest first, of equals the earlier."""
     if k == 1:
         return values.argmax(1)[:, None]
-    found = np.sort(np.argpartition(-values, k - 1, axis=1)[:, :k], axis=1)
+    found = np.argpartition(-values, k - 1, axis=1)[:, :k]
+    least = np.take_along_axis(values, found, 1).min(1)
+    for b in np.flatnonzero((values >= least[:, None]).sum(1) > k):        # more equals than places
+        more, equal = (np.flatnonzero(at) for at in (values[b] > least[b], values[b] == least[b]))
+        found[b] = *more, *equal[:k - len(more)]
+    found.sort(axis=1)
     order = np.argsort(-np.take_along_axis(values, found, 1), axis=1, kind="stable")
     return np.take_along_axis(found, order, 1)

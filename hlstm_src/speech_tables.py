@@ -223,12 +223,13 @@ def paired(ours: list[RunRecord], base: list[RunRecord], resamples: int = 1000) 
     """By how many points the word error rate of some runs lies above that of others, and the 95 % interval of that over
     utterances (bootstrap; both are given the same ones, since what is hard is hard for both). Errors are means over the
     runs of each. None where the records do not hold the same utterances."""
-    said = [{s["id"]: s["reference"] for s in run.samples if "id" in s} for run in (*ours, *base)]
-    if not (ours and base) or not said[0] or any(each != said[0] for each in said):
+    heard = [[sorted(run.samples, key=lambda s: s.get("id", "")) for run in group] for group in (ours, base)]
+    said = [[(s.get("id"), s["reference"]) for s in samples] for group in heard for samples in group]
+    if not (ours and base) or not said[0] or said[0][0][0] is None or any(each != said[0] for each in said):
         return None
     (mine, words), (theirs, _) = (
-        np.mean([[word_errors(s["reference"], s["hypothesis"]) for s in run.samples] for run in group], axis=0).T
-        for group in (ours, base))
+        np.mean([[word_errors(s["reference"], s["hypothesis"]) for s in samples] for samples in group], axis=0).T
+        for group in heard)
     return 100 * float((mine - theirs).sum() / words.sum()), *interval(mine - theirs, words, resamples)
 
 

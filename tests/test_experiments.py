@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -255,6 +256,35 @@ def test_a_run_that_ends_while_it_is_scored_leaves_record_and_model_as_they_were
     steps = []
     monkeypatch.setattr(experiments.Trainer, "_step", lambda *args: steps.append(args))
     assert len(run(profile="desk", force=True).history) == 2 and not steps
+
+
+def test_a_checkpoint_that_outlived_its_record_is_not_gone_on_with(results, trainings, capsys):
+    """A run may be killed when its record is written and its checkpoint not yet removed."""
+    path = records.path_of("ds2-lstm5", "smoke", 0)
+    before, checkpoint = records.read(path), path.with_suffix(".checkpoint")
+    steps, step = [], experiments.Trainer._step
+    experiments.trainer("ds2-lstm5", "smoke", checkpoint=checkpoint, key=before.key, progress=False).train()
+    os.utime(checkpoint, ns=(0, 0))
+    trainings.clear()
+    assert run() == before and not trainings
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiments.Trainer, "_step", lambda *args: steps.append(args) or step(*args))
+        assert plain(run(force=True)) == plain(before) and steps
+    assert "older than the record; set aside as seed0.old" in capsys.readouterr().err
+    assert not checkpoint.exists()
+
+
+def test_the_record_of_another_seed_is_not_taken_for_ones_own(results, trainings, corpus):
+    path = records.path_of("ds2-lstm5", "smoke", 0)
+    for end in (".json", ".safetensors"):
+        shutil.copy(path.with_suffix(end), path.with_name(f"seed7{end}"))
+    assert run(seed=7).seed == 7 and len(trainings) == 1
+    use_corpus(corpus.folder, "desk", kept=True, epochs=1)
+    run(profile="desk")
+    kept = records.path_of("ds2-lstm5", "desk", 0)
+    shutil.copy(kept, kept.with_name("seed7.json"))
+    with pytest.raises(records.RecordError, match="seed7.json: this record belongs at .*seed0.json"):
+        run(profile="desk", seed=7)
 
 
 def test_two_processes_do_not_train_one_run(results, trainings):

@@ -1,5 +1,6 @@
 """The pipeline, on a small book of its own: what runs, what does not run again, and how it fails."""
 
+import ast
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import hlstm_src
 from book.tools import build, graph
 
 JOB = re.compile(r"^(?:local)?rule (\w+):.*?^ +output: (\S+)", re.DOTALL | re.MULTILINE)
@@ -428,3 +430,11 @@ def test_jobs_are_at_least_one(jobs, capsys):
     with pytest.raises(SystemExit):
         build.main(["--jobs", jobs])
     assert "no whole number from 1 up" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", hlstm_src.__all__)
+def test_what_the_package_hands_on_is_known_by_the_file_it_comes_from(name):
+    """The package imports a name when it is first used; a chapter with that name is due when the file changes."""
+    home = Path(sys.modules[getattr(hlstm_src, name).__module__].__file__)
+    tree = ast.parse(f"from hlstm_src import {name}")
+    assert home in graph.imports(tree, graph.ROOT / "book/any.ipynb", graph.ROOT)

@@ -105,6 +105,12 @@ def test_the_tallies_count_the_cells_of_the_table(tmp_path):
         assert line == f"- At {size}, of {len(shown)} rows: {told}."
 
 
+def test_no_lead_is_no_lower_error_rate(tmp_path):
+    for name in ("ds2-lstm5", "ds2-hlstm3"):
+        save(tmp_path, name, 10_000, *wer(12))
+    assert goals(tmp_path)["cell"].verdict == "not met"
+
+
 def goals(root):
     return {claim.key: claim for claim in scorecard.goals(root=root)}
 

@@ -103,6 +103,8 @@ def test_error_rates_are_compared_on_the_same_utterances():
     worse.samples[0]["hypothesis"] = "A B C D"
     gap, low, high = st.paired([worse], [base])
     assert low < gap == 18.75 < high
+    turned = base.model_copy(update={"samples": base.samples[::-1]})        # whatever their order
+    assert st.paired([turned], [base]) == (0, 0, 0) and st.paired([worse], [turned]) == (gap, low, high)
     worse.samples = worse.samples[1:]
     assert st.paired([worse], [base]) is None and st.paired([], [base]) is None
 

@@ -73,7 +73,9 @@ def run(command: list[str], loud: bool, keep: tuple[int, ...] = ()) -> tuple[int
     failed has said why, so only its name is repeated; a fault of the graph only Snakemake can tell.
     """
     # A session of its own: whoever stops the build stops Snakemake and all its jobs, and none starts after that.
-    child = subprocess.Popen(command, cwd=ROOT, stderr=None if loud else subprocess.PIPE, text=True,
+    # Records of the book are those of this folder.
+    elsewhere = {name: value for name, value in os.environ.items() if name != "HLSTM_RESULTS"}
+    child = subprocess.Popen(command, cwd=ROOT, stderr=None if loud else subprocess.PIPE, text=True, env=elsewhere,
                              start_new_session=True, pass_fds=keep)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

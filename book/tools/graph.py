@@ -206,6 +206,9 @@ def _imported(base: str, name: str, root: Path) -> set[Path]:
         for node in ast.walk(_tree(package)):
             if isinstance(node, ast.ImportFrom) and name in {a.asname or a.name for a in node.names}:
                 return imports(ast.Module([node], []), package, root)
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOMES":      # imported when used
+                if home := ast.literal_eval(node.value).get(name):
+                    return {package} | _imported(f"{base}.{home}", name, root)
     return {package}
 
 

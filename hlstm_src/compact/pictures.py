@@ -36,10 +36,18 @@ def read(picture: "str | Path | Image") -> "Image":
 
 
 def rgb(image: "Image") -> "Image":
-    """A picture as three channels of 8 bits. Raises ValueError for one with more bits: Pillow would cut them off, and
-    nearly all would be white."""
+    """A picture as three channels of 8 bits, upright as its camera held it (EXIF), on white where it is transparent.
+
+    Raises ValueError for one with more bits: Pillow would cut them off, and nearly all would be white.
+    """
+    from PIL import Image, ImageOps
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"mode {image.mode}: more than 8 bits a channel; save it with 8")
+    if image.getexif().get(0x0112, 1) != 1:                        # the tag of orientation
+        image = ImageOps.exif_transpose(image)
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 

@@ -233,6 +233,26 @@ def test_a_picture_of_more_bits_is_refused_instead_of_seen_white(kind, top, tmp_
             pictures.read(picture)
 
 
+@pytest.mark.parametrize("tag, turn", [(3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_90),
+                                       (8, Image.Transpose.ROTATE_270), (2, Image.Transpose.FLIP_LEFT_RIGHT)])
+def test_a_picture_is_seen_as_its_camera_held_it(tag, turn, tmp_path):
+    upright = Image.fromarray(np.arange(8 * 4 * 3, dtype=np.uint8).reshape(8, 4, 3))
+    about, path = Image.Exif(), tmp_path / "a.png"
+    about[0x0112] = tag
+    upright.transpose(turn).save(path, exif=about)
+    assert (np.asarray(pictures.read(path)) == np.asarray(upright)).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_where_a_picture_is_transparent_it_is_white(mode, tmp_path):
+    image = Image.new("RGBA", (4, 4), (9, 9, 9, 255))
+    image.putpixel((1, 2), (200, 0, 0, 0))
+    path = tmp_path / "a.png"
+    image.quantize(4).save(path) if mode == "P" else image.convert(mode).save(path)
+    seen = np.asarray(pictures.read(path)).astype(int)
+    assert (seen[2, 1] == 255).all() and (abs(np.delete(seen.reshape(16, 3), 9, 0) - 9) < 2).all()
+
+
 def test_whatever_a_decoder_raises_is_told_as_no_picture(monkeypatch, tmp_path):
     """Some raise RuntimeError, NotImplementedError or MemoryError."""
     def broken(*_):

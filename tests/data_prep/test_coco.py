@@ -160,6 +160,26 @@ def test_members_that_would_do_harm_are_refused_before_any_is_written(name, abou
     assert [p.name for p in tmp_path.iterdir()] == ["a.zip"]
 
 
+@pytest.mark.parametrize("names, what", [
+    (("a", "./a"), "member './a' is there twice"), (("a/b", "a//b"), "member 'a//b' is there twice"),
+    ((".", "a"), "is a file without a name"), (("a", "a/b"), "member 'a/b': a file and a folder of one name"),
+    (("a" * 300,), "too long")])
+def test_names_that_cannot_stand_beside_each_other_are_refused(names, what, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in names:
+            put(archive, name)
+    with pytest.raises(DataError, match=f"a.zip: .*{what}"):
+        unpack_zip(tmp_path / "a.zip", tmp_path / "in")
+
+
+def test_a_name_that_ends_in_part_is_a_name_like_others(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        put(archive, "a.part", b"one")
+        put(archive, "a", b"two")
+    unpack_zip(tmp_path / "a.zip", tmp_path / "in")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "in").iterdir()} == {"a.part": b"one", "a": b"two"}
+
+
 def test_zips_that_are_damaged_too_large_or_hold_a_file_twice_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         put(archive, "a.jpg", b"x" * 1000)

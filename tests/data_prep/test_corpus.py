@@ -137,6 +137,16 @@ def test_a_new_folder_takes_the_place_of_the_old_one_only_when_complete(tmp_path
     assert (out / "manifest.csv").read_bytes() != before and names_in(tmp_path) == ["tiny"]
 
 
+def test_what_appeared_in_its_place_meanwhile_is_left_alone(tmp_path):
+    out = tmp_path / "tiny"
+    with pytest.raises(DataError, match="tiny: is there and is no corpus called tiny"):
+        with new_folder(out, "tiny") as folder:
+            make(folder)
+            out.mkdir()
+            (out / "thesis.txt").write_text("mine")
+    assert names_in(tmp_path) == ["tiny"] and (out / "thesis.txt").read_text() == "mine"
+
+
 def test_the_old_folder_comes_back_if_the_new_one_cannot_be_put_in_place(tmp_path, monkeypatch):
     out = tmp_path / "tiny"
     out.mkdir()

@@ -24,6 +24,7 @@ from data_prep.features import store_features
 from data_prep.karpathy import prepare_archive
 from hlstm_src.corpora import CaptionCorpus, CorpusError, UndecodablePicture, pixels
 from hlstm_src.encoders import Encoder, load_encoder
+from hlstm_src.files import alone
 from tests.captions import make_corpus
 
 
@@ -86,6 +87,22 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(corpus, stop):
     encoder.network.left = 6 - stop  # 21 pictures in batches of 4
     assert content(store_features(corpus, encoder)[0]) == whole and encoder.network.left == 0
     assert names(corpus) == ["vgg16.safetensors"]
+
+
+def test_of_two_programs_the_second_is_refused(corpus):
+    path = corpus.folder / "features/vgg16.safetensors"
+    with alone(path), pytest.raises(CorpusError, match="vgg16.safetensors: another process is making it"):
+        store_features(corpus, means())
+    assert store_features(corpus, means()) == (path, True)
+
+
+def test_a_feature_that_float16_cannot_hold_is_refused_by_picture(corpus):
+    class Large(Means):
+        def forward(self, x):
+            return super().forward(x) * 1e9
+    with pytest.raises(CorpusError, match="images/.*: its feature is infinite or beyond what float16 holds"):
+        store_features(corpus, Encoder("vgg16", (3,), "0" * 64, pixels, Large()))
+    assert not (corpus.folder / "features/vgg16.safetensors").exists()
 
 
 def test_what_another_encoder_began_is_not_gone_on_with(corpus):

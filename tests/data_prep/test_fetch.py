@@ -1,8 +1,10 @@
 """Downloads from a server of our own on 127.0.0.1, and archives that try to do harm."""
 
+import errno
 import gzip
 import hashlib
 import io
+import shutil
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +13,8 @@ import pytest
 
 from data_prep.corpus import DataError
 from data_prep.fetch import Progress, download, unpack
+from hlstm_src.errors import told
+from hlstm_src.files import alone
 
 BODY = bytes(range(256)) * 1200  # several chunks of the reader
 DIGEST = hashlib.sha256(BODY).hexdigest()
@@ -26,7 +30,9 @@ class Handler(BaseHTTPRequestHandler):
         if name not in server.files:
             return self.send_error(404)
         body, start = server.files[name], 0
-        if asked and name not in server.rangeless:
+        condition = self.headers.get("If-Range")
+        stale = condition is not None and condition != server.versions.get(name, ("", ""))[1]
+        if asked and name not in server.rangeless and not stale:
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
             if start >= len(body):
                 return self.send_error(416)
@@ -35,6 +41,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {told}-{len(body) - 1}/{len(body)}")
         else:
             self.send_response(200)
+        if name in server.versions:
+            self.send_header(*server.versions[name])
         if name not in server.lengthless:
             self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()
@@ -56,7 +64,7 @@ def no_proxy(monkeypatch):
 def server():
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.files, server.cuts, server.seen = {"/a.tar.gz": BODY}, {}, []
-        server.rangeless, server.lengthless, server.misplaced = set(), set(), {}
+        server.rangeless, server.lengthless, server.misplaced, server.versions = set(), set(), {}, {}
         server.url = f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -101,14 +109,36 @@ def test_a_later_run_goes_on_where_the_first_one_stopped(server, tmp_path):
     assert server.seen[-1][1] == "bytes=100000-"
 
 
-def test_a_download_without_a_known_digest_goes_on_too(server, tmp_path):
+@pytest.mark.parametrize("version", [("ETag", '"one"'), ("Last-Modified", "Mon, 02 Nov 2026 10:00:00 GMT")])
+def test_a_download_without_a_known_digest_goes_on_too(server, tmp_path, version):
     """A large archive is not fetched twice because nobody knows its digest yet."""
-    server.cuts["/a.tar.gz"] = [100_000]
-    for told in ("run the command again", f"--sha256 {DIGEST}"):
-        with pytest.raises(DataError, match=told):
+    server.cuts["/a.tar.gz"], server.versions["/a.tar.gz"] = [100_000], version
+    for said in ("run the command again", f"--sha256 {DIGEST}", f"an earlier run brought .*--sha256 {DIGEST}"):
+        with pytest.raises(DataError, match=said):
             fetch(server, tmp_path / "a.tar.gz", accepted=(), tries=1)
     assert [asked for _, asked in server.seen] == [None, "bytes=100000-"]
     assert fetch(server, tmp_path / "a.tar.gz") == DIGEST and len(server.seen) == 2
+    assert names_in(tmp_path) == ["a.tar.gz"]
+
+
+@pytest.mark.parametrize("before, after", [(("ETag", '"one"'), ("ETag", '"two"')), (("ETag", 'W/"one"'), None),
+                                           (None, None)])
+def test_without_a_known_digest_two_versions_are_never_put_together(server, tmp_path, before, after):
+    """Else the user would be asked to trust bytes that no server ever had."""
+    server.cuts["/a.tar.gz"], newer = [100_000], BODY[::-1]
+    server.versions |= {"/a.tar.gz": before} if before else {}
+    with pytest.raises(DataError, match="run the command again"):
+        fetch(server, tmp_path / "a.tar.gz", accepted=(), tries=1)
+    server.files["/a.tar.gz"] = newer
+    server.versions |= {"/a.tar.gz": after} if after else {}
+    with pytest.raises(DataError, match=f"--sha256 {hashlib.sha256(newer).hexdigest()}"):
+        fetch(server, tmp_path / "a.tar.gz", accepted=(), tries=1)
+
+
+def test_of_two_downloads_of_one_file_the_second_is_refused(server, tmp_path):
+    with alone(tmp_path / "a.tar.gz"), pytest.raises(DataError, match="another process is downloading it"):
+        fetch(server, tmp_path / "a.tar.gz")
+    assert fetch(server, tmp_path / "a.tar.gz") == DIGEST
 
 
 def test_a_server_that_ignores_range_is_read_from_the_first_byte(server, tmp_path):
@@ -273,6 +303,42 @@ def test_a_truncated_or_damaged_archive_is_a_clear_error_wherever_it_ends(tmp_pa
         broken.write_bytes(content)
         with pytest.raises(DataError, match="broken.tar.gz: truncated or damaged .*fetch the archive again"):
             unpack(broken, tmp_path / str(number))
+
+
+def test_an_archive_that_ends_early_or_has_a_bad_header_behind_a_good_one_is_damaged(tmp_path):
+    """What tarfile takes for the end."""
+    whole = bytearray(gzip.decompress(archive_of(tmp_path / "a.tar.gz", ("one", b"1"), ("two", b"2")).read_bytes()))
+    spoilt, negative = whole.copy(), tarfile.TarInfo("two")
+    spoilt[1024 + 148:1024 + 154] = b"000000"                           # the checksum of the second header
+    negative.size = -256
+    path = tmp_path / "broken.tar.gz"
+    for content in (whole[:1024], whole[:2048], spoilt, whole[:1024] + negative.tobuf() + bytes(1024)):
+        path.write_bytes(gzip.compress(bytes(content)))
+        with pytest.raises(DataError, match="broken.tar.gz: truncated or damaged"):
+            unpack(path, tmp_path / str(len(list(tmp_path.iterdir()))))
+
+
+def test_long_and_deep_names_are_the_archives_fault(tmp_path):
+    path, header = tmp_path / "a.tar.gz", tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 2
+    path.write_bytes(gzip.compress((header.tobuf(tarfile.GNU_FORMAT) + b"a".ljust(512, b"\0")) * 400))
+    with pytest.raises(DataError, match="a.tar.gz: truncated or damaged"):
+        unpack(path, tmp_path / "chain")
+    for name, why in (("a" * 300, "too long"), ("a/" * 60 + "b", "more than 50 folders deep"),
+                      (".", "is a file without a name")):
+        archive_of(path, (name, b"x"))
+        with pytest.raises(DataError, match=f"a.tar.gz: .*{why}"):
+            unpack(path, tmp_path / "named")
+    assert not (tmp_path / "named").is_file()
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.raises(OSError) as caught:
+        unpack(archive_of(tmp_path / "a.tar.gz", ("one", b"1")), tmp_path / "out")
+    assert told(caught.value) == f"{tmp_path}/out/one: no space left on device; name another place"
 
 
 def test_an_archive_that_is_not_there_is_a_clear_error(tmp_path):

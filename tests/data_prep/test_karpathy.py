@@ -180,6 +180,10 @@ SPOILT = {
     "a file elsewhere": (change("images", 3, "filename", to="../3.png"), r"images\[3\]: .*not a plain relative path"),
     "an absolute path": (change("images", 3, "filepath", to="/etc"), r"images\[3\]: .*not a plain relative path"),
     "a picture that is not there": (change("images", 3, "filename", to="x.png"), "x.png: the picture of 'x' is"),
+    "the same file, spelled otherwise": (change("images", 3, "filename", to="./1.png"), "'1' stands there twice"),
+    "a name that cannot be seen": (change("images", 3, "filename", to="5\r6.png"), r"images\[3\]: .*not a plain"),
+    "a caption without an end": (change("images", 1, "sentences", 0, "raw", to="a dog " * 9999),
+                                 r"images\[1\].sentences\[0\].raw: the caption has 59,993 characters, more than"),
     "no test pictures": (change("images", slice(4, 6), to=[]), "no picture in split test"),
 }
 
@@ -217,6 +221,14 @@ def test_spoilt_annotations_are_refused(what, place, tmp_path):
     with pytest.raises(DataError, match=COCO_SPOILT[what][1]):
         prepare_folder(tmp_path / "out", *place(data))
     assert not (tmp_path / "out").exists()
+
+
+def test_pictures_may_have_no_id_of_mscoco(place, tmp_path):
+    data = karpathy_file()
+    for image in data["images"]:
+        image["cocoid"] = None
+    prepare_folder(tmp_path / "out", *place(data))
+    assert {p.id for p in CaptionCorpus(tmp_path / "out").pictures} == set("012345")
 
 
 def test_empty_captions_are_left_out_where_that_is_wanted(place, tmp_path):
