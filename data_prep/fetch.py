@@ -175,12 +175,13 @@ def download(
 
 def _download(urls: Sequence[str], target: Path, accepted: Collection[str], by_hand: str | None, **limits) -> str:
     """`download`, by one process at a time."""
+    note = Path(f"{target}.part.version")
     part, unlisted = (target.with_name(target.name + end) for end in (".part", ".unlisted"))
     for file in (target, part, unlisted):
         if file.is_file() and (digest := sha256_of(file)) in accepted:
             os.replace(file, target)
+            note.unlink(missing_ok=True)
             return digest
-    note = part.with_name(part.name + ".version")
     said, found = [], None
     if not accepted and unlisted.is_file():
         urls, found = (), ("an earlier run", sha256_of(unlisted))
