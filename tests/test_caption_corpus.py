@@ -226,3 +226,9 @@ def test_a_picture_too_large_to_be_meant_is_one_that_does_not_decode(folder, mon
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)           # Pillow refuses more than twice as many
     with pytest.raises(UndecodablePicture, match="'train-00' does not decode"):
         corpus.image(corpus.pictures[0])
+
+
+def test_a_table_with_a_cell_too_large_to_read_is_an_error_to_mend(folder):
+    rewrite(folder, "captions.csv", lambda text: text + "x," + "a " * 100_000 + ",x\n")
+    with pytest.raises(CorpusError, match="captions.csv, behind row .*: no table .field larger.*prepare the"):
+        CaptionCorpus(folder)

@@ -288,3 +288,9 @@ def test_doctor_tells_what_is_there_and_what_is_not(call, monkeypatch, tmp_path)
     code, out, _ = call("doctor")
     assert "missing  package jiwer" in out and "missing: jiwer; install with" in str(code)
 
+
+def test_what_a_terminal_has_no_sign_for_does_not_stop_a_report(root):
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-m", "hlstm_src", "report", "--profile", "smoke"],
+                          cwd=root, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "DeepSpeech2 models" in done.stdout and not done.stderr

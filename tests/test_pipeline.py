@@ -390,6 +390,19 @@ def test_whoever_stops_the_build_stops_its_jobs(tmp_path):
     until(lambda: not alive(int(started.read_text())))
 
 
+def test_a_build_makes_the_records_of_its_own_folder(monkeypatch, capfd):
+    """Else the graph would take for made what lies elsewhere."""
+    monkeypatch.setenv("HLSTM_RESULTS", "/elsewhere")
+    code, _ = build.run([sys.executable, "-c", "import os; print(os.environ.get('HLSTM_RESULTS'))"], True)
+    assert code == 0 and capfd.readouterr().out.strip() == "None"
+
+
+def test_two_profiles_are_none():
+    done = subprocess.run(["make", "-n", "book", "PROFILE=smoke laptop"], cwd=graph.ROOT, capture_output=True,
+                          text=True)
+    assert done.returncode and "PROFILE=smoke laptop is unknown; choose one of: smoke laptop" in done.stderr
+
+
 def test_two_builds_do_not_meet(tmp_path):
     """The second is refused for as long as Snakemake runs, even if what started it was killed; then the way is free."""
     started = tmp_path / "started"
