@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from hlstm_src.files import replacing
+from hlstm_src.files import of_file, replacing
 
 SCHEMA = 1
 SAMPLE_RATE = 16_000
@@ -64,17 +64,6 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees the old bytes or the new ones, never a part."""
     with replacing(path) as part:
         part.write_bytes(data)
-
-
-@contextmanager
-def of_file(path: Path) -> Iterator[None]:
-    """Lets an OSError of the block say which file it was: a full disk does not."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None and error.filename is None:
-            error.filename = str(path)
-        raise
 
 
 def write_wave(path: Path, samples: np.ndarray) -> None:

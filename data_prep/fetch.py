@@ -25,8 +25,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from tqdm import tqdm
 
-from data_prep.corpus import DataError, of_file, sha256_of
-from hlstm_src.files import alone
+from data_prep.corpus import DataError, sha256_of
+from hlstm_src.files import alone, of_file
 
 CHUNK = 1 << 16
 DEEPEST = 50                           # folders that may lie in each other

@@ -15,6 +15,17 @@ except ImportError:                                                # Windows has
 
 
 @contextmanager
+def of_file(path: str | Path) -> Iterator[None]:
+    """Lets an OSError of the block say which file it was: a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A new file to write to, beside `path`, whose folder is made; it takes the place of `path` when the block ends.
 
@@ -24,17 +35,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        part.touch()
-        mode = part.stat().st_mode
-        yield part
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(part, mode)                                       # safetensors would let nobody else read
-        os.replace(part, path)
-    except OSError as error:                                       # a full disk does not say which file it was
-        if error.errno is not None and error.filename is None:
-            error.filename = str(path)
-        raise
+        with of_file(path):
+            part.touch()
+            mode = part.stat().st_mode
+            yield part
+            with open(part, "rb") as file:
+                os.fsync(file.fileno())
+            os.chmod(part, mode)                                   # safetensors would let nobody else read
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 

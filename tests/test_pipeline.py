@@ -125,8 +125,8 @@ TRAINS, DRAWS, RUN = "chapter trains.ipynb", "chapter draws.ipynb", "run seed0.j
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory, root):
-    """The small book, built once."""
-    book = Book(tmp_path_factory.mktemp("built"), root)
+    """The small book, built once, in a folder whose name has spaces."""
+    book = Book(tmp_path_factory.mktemp("built in a folder"), root)
     done = book.make()
     assert done.returncode == 0, done.stdout + done.stderr
     return book
