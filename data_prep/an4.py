@@ -102,7 +102,7 @@ def parse_transcript(line: str) -> tuple[str, str]:
     if not match:
         raise ValueError("not of the form WORDS (id)")
     words = " ".join(word for word in match[1].split() if word.lower() not in FILLERS).upper()
-    if not corpus.TRANSCRIPT.fullmatch(words):
+    if not (corpus.TRANSCRIPT.fullmatch(words) and match[1].isascii()):       # a sharp s has two capitals
         raise ValueError(f"{words!r} is not words of letters and apostrophes")
     return match[2], words
 
@@ -201,6 +201,8 @@ def read_sphere(path: Path, name: str) -> np.ndarray:
     count = int(stated.get("sample_count", len(samples)))
     if count != len(samples):
         raise _wrong(name, f"corrupt wave, {len(samples)} samples where its header says {count}")
+    if not count:
+        raise _wrong(name, "a wave without samples")
     checksum = int(samples.view(np.uint16).sum(dtype=np.int64)) % 65536
     if int(stated.get("sample_checksum", checksum)) != checksum:
         raise _wrong(name, "corrupt wave, its samples do not add up to the checksum in its header")

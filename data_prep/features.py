@@ -146,7 +146,7 @@ def _store(path: Path, corpus: CaptionCorpus, encoder: Encoder, skip_broken: boo
 def check_device(device: str) -> None:
     """Raise EncoderError if torch cannot run on a device of this name here."""
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise EncoderError(f"--device {device}: cannot be used here ({reason}); leave it out for the CPU") from None

@@ -168,7 +168,11 @@ class _Reader:
                 sentences.append(self.sentence(sentence, "raw", where))
                 self.once(sentence, "sentid", where)
             file = self.get(image, "filename", place, str)
-            name = PurePosixPath(file).stem if image.get("cocoid") is None else str(image["cocoid"])
+            name = PurePosixPath(file).stem
+            if image.get("cocoid") is not None:
+                name = str(self.get(image, "cocoid", place, (int, str)))
+                if not name.strip() or not name.isprintable():     # manifests are read line by line
+                    raise self.fail(f"{place}.cocoid", f"{name!r} is no name")
             file = f"{image['filepath']}/{file}" if image.get("filepath") else file
             scenes.append(self.scene(name, SPLIT_OF[split], file, sentences, place))
         return scenes

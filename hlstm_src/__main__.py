@@ -249,7 +249,8 @@ def bench_engine(quick: Annotated[bool, typer.Option(help="tiny layers: is every
 @benches.command("speech")
 def bench_speech(corpus: Annotated[Path, typer.Option(help="a corpus folder, such as data/an4")],
                  model: Annotated[Path, typer.Option(help="a recogniser that `run` wrote")] = TRAINED,
-                 against: Annotated[list[Path], typer.Option(help="another recogniser; may be repeated")] = (),
+                 against: Annotated[list[Path], typer.Option(help="another recogniser, or the name of a dense one, "
+                                                             "which is timed untrained; may be repeated")] = (),
                  limit: Annotated[int, typer.Option(min=1, help="utterances of the test split")] = 20,
                  rounds: Annotated[int, typer.Option(min=1, help="timings of each contestant")] = 5,
                  json: JsonOption = None):
@@ -296,6 +297,7 @@ def bench_captions(corpus: Annotated[Path, typer.Option(help="a corpus folder wi
                    json: JsonOption = None):
     """Whole captions, from a picture's feature to words: the engine against PyTorch; start-up and memory."""
     from . import bench, bench_captions, experiments
+    bench_captions.check(model, *against)
     opened = experiments.open_corpus(model, corpus)
     features = opened.features(opened.split("test", limit=limit))
     timed = bench_captions.captions(model, features, rounds, against=against)

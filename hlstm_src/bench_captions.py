@@ -13,6 +13,7 @@ from . import experiments, load_compact
 from .bench import interleaved, rows_of, start, threads
 from .compact import format, pack
 from .compact.captioner import Captioner
+from .masks import load_tensors
 from .records import LatencyRow
 
 PRUNED = 0.9                           # of the output projection, in a contestant that is here for its speed alone
@@ -25,6 +26,14 @@ class Timed:
     words: dict[tuple[str, str], float]
 
 
+def check(*files: Path) -> None:
+    """Raises ValueError for a file that is no trained captioner."""
+    for file in files:
+        about = load_tensors(file)[1]
+        if about.get("benchmark") != "captions" or "kind" in about:            # `pack` writes a kind
+            raise ValueError(f"{file}: no trained captioner, as `run` writes it")
+
+
 def captions(model: Path, features: torch.Tensor, rounds: int = 5, beams: tuple[int, ...] = (1, 2),
              against: Sequence[Path] = ()) -> Timed:
     """Captions pictures one by one on one thread. features (N, D), or pixels for the encoder `tiny`.
@@ -32,8 +41,10 @@ def captions(model: Path, features: torch.Tensor, rounds: int = 5, beams: tuple[
     against: other captioners that read the same features; each takes part in torch and on the engine.
 
     The contestant whose output is pruned by magnitude, without training, says something else: its captions take other
-    numbers of steps. Raises ValueError if the engine says something else than torch.
+    numbers of steps. Raises ValueError for a file that is no trained captioner, or if the engine says something else
+    than torch.
     """
+    check(model, *against)
     pictures, timed = features.numpy(), Timed([], {})
     contestants = {"torch, with all weights": _torch(model, features)}
     contestants |= {name: _engine(made, pictures) for name, made in {

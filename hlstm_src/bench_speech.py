@@ -1,16 +1,17 @@
 """A whole recogniser, from samples to text: the engine against the model that it was packed from, in PyTorch."""
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from . import bench, experiments, load_compact, scores
+from . import bench, benchmarks, experiments, load_compact, scores
 from .audio import SAMPLE_RATE
 from .bench import interleaved, threads
 from .corpora import SpeechCorpus
 from .deepspeech2 import spectrogram
-from .masks import load_tensors
+from .masks import load_tensors, save_model
 from .records import LatencyRow
 
 
@@ -18,9 +19,31 @@ def speech(model: Path, corpus: SpeechCorpus, limit: int = 20, rounds: int = 5, 
            ) -> tuple[list[LatencyRow], float]:
     """Transcribes the first utterances of the test split one by one: (microseconds a second of speech, its seconds).
 
-    against: other recognisers, each of which takes part in torch and on the engine, by the name of its experiment.
-    Raises ValueError if the engine hears something else than torch.
+    against: other recognisers, each of which takes part in torch and on the engine, by the name of its experiment. The
+    name of a dense one will do, as `ds2-gru4`: it is timed untrained, in the size of `model`'s profile, since the time
+    of a dense network depends on its shape alone. Raises ValueError if the engine hears something else than torch.
     """
+    with tempfile.TemporaryDirectory() as room:
+        profile = load_tensors(model)[1].get("profile", "laptop")
+        return _speech(model, corpus, limit, rounds, [
+            untrained(str(other), profile, Path(room)) if str(other) in experiments.CATALOGUE else other
+            for other in against])
+
+
+def untrained(name: str, profile: str, folder: Path) -> Path:
+    """A model file of a dense recogniser as it is before training. Raises ValueError for a sparse one."""
+    made = experiments.recipe(name, profile)
+    if made.benchmark != "speech" or experiments.plan(made, 0)[0] is not None:
+        raise ValueError(f"{name}: no dense recogniser; name the file of one that is trained")
+    torch.manual_seed(0)
+    model, path = benchmarks.Speech.make(**made.model), folder / f"{name}.safetensors"
+    save_model(path, model, None, {"format": 1, "experiment": name, "profile": profile, "benchmark": made.benchmark,
+                                   "model": made.model, **benchmarks.Speech.about(made.task)})
+    return path
+
+
+def _speech(model: Path, corpus: SpeechCorpus, limit: int, rounds: int, against: Sequence[Path]
+            ) -> tuple[list[LatencyRow], float]:
     for file in (model, *against):
         about = load_tensors(file)[1]
         if about.get("benchmark", "speech") != "speech" or "kind" in about:       # `pack` writes a kind

@@ -212,8 +212,8 @@ def architecture(model: NeuralTalk, words: Sequence[str], encoder: str) -> Pictu
     kind = "GRU" if isinstance(rnn, nn.GRU) else "H-LSTM" if rnn.gate_layers else "LSTM"
     layers, H, D = rnn.num_layers, rnn.hidden_size, model.picture.in_features
     fig = Picture(2.9 + 0.62 * layers, f"The captioner unrolled: a picture's {D} numbers, made {E} wide, are the first "
-                  f"input of {layers} {kind} layer(s) of width {H}; then come the start mark and the words, and behind "
-                  f"each an output over {V} words.")
+                  f"input of {layers} {kind} layer{'s' * (layers > 1)} of width {H}; then come the start mark and the "
+                  f"words, and behind each an output over {V} words.")
     ax, reads = fig.subplots(), ["picture", "start", *words[:-1]]
     says = [None, *words]
     step, x0, y_in, y_cell = 1.5, 2.4, 1.0, 2.1

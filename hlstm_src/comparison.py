@@ -115,7 +115,7 @@ def compare(
         if lacking := [each for each in ran if not runs[group, each]]:
             notes.append(f"{MISSING} no record yet in the profile {group}: {', '.join(lacking)}")
     return Table(name, caption, "model", heads, lines, notes, experiments=tuple(ran),
-                 missing="the paper gives no such figure, or we ran no such model")
+                 missing="the paper gives no such figure, or we did not measure it")
 
 
 def difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float | None]:

@@ -23,7 +23,11 @@ def compiled(function=None, **options):
     """
     if function is None:
         return lambda f: compiled(f, **options)
-    made = njit(cache=True, nogil=True, error_model="numpy", boundscheck=False, **options)(function)
+    options |= {"nogil": True, "error_model": "numpy", "boundscheck": False}
+    try:
+        made = njit(cache=True, **options)(function)
+    except RuntimeError:                                           # no folder to keep it in can be written to
+        made = njit(**options)(function)
     with contextlib.suppress(AttributeError):                      # numba's private name; without it, as numba does
         made._cache._cache_file._source_stamp = stamp(function)
     return made

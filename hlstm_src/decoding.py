@@ -68,6 +68,7 @@ def greedy(log_probs: np.ndarray, alphabet: str = ALPHABET) -> str:
 def beam_search(log_probs: np.ndarray, words: WordList | None = None, beam: int = 32, weight: float = 0.5,
                 least: float = 1e-4, alphabet: str = ALPHABET) -> str:
     """The likeliest text, of words in the list where there is one: log_probs (T, labels) of one utterance -> text.
+    Texts that differ in spaces at their ends, or in how many stand between two words, are one.
 
     beam: beginnings that are kept; weight: of the words' own probabilities, chosen on AN4's validation speakers; least:
     letters less likely than this are passed over in a frame; alphabet: a letter for each label. "" where no sentence of
@@ -99,8 +100,8 @@ def beam_search(log_probs: np.ndarray, words: WordList | None = None, beam: int 
         kept = {text: found[text] for text in best[:beam]}
     ends: dict[str, float] = {}
     for text, both in kept.items():
-        text = text.removesuffix(" ")                              # silence at the end may look like a space
+        text = " ".join(text.split())                              # silence may look like a space, or like several
         if words is None or all(word in words for word in text.split()):
             ends[text] = _add(ends.get(text, NEVER), _add(*both))
     best = max(ends, key=lambda text: ends[text] + (weight * words.price(text) if words else 0), default="")
-    return " ".join(best.upper().split())
+    return best.upper()

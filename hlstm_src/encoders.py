@@ -68,12 +68,12 @@ def load_encoder(name: str, weights: str | Path | None = None, device: str = "cp
     Raises:
         EncoderError: the name is unknown, a package is missing, or the weights cannot be had or do not fit.
     """
+    if name in ("tiny", "efficientnet_lite0") and weights is not None:
+        raise EncoderError(f"encoder {name}: brings its own weights; leave --weights out")
     if name == "tiny":
         return Encoder(name, (3, SIDE, SIDE), "", pixels, nn.Identity())
     if name not in ENCODERS:
         raise EncoderError(f"encoder {name!r}: unknown; there are: {', '.join(ENCODERS)}")
-    if name == "efficientnet_lite0" and weights is not None:
-        raise EncoderError(f"encoder {name}: brings its own weights; leave --weights out")
     network, size = _vgg16(weights) if name == "vgg16" else _efficientnet_lite0()
     prepare = PREPARE[name]
     network = network.eval().requires_grad_(False)

@@ -189,7 +189,7 @@ def _finetune(first: Trainer, made: Recipe, bench: benchmarks.Captions, seed: in
 
 def load(file: Path) -> tuple[nn.Module, dict[str, torch.Tensor], dict]:
     """A stored model: (model in evaluation mode, its masks, its metadata). Raises ValueError naming the file."""
-    _, metadata = load_tensors(file)
+    metadata = _about(file)
     try:
         kind = metadata.get("benchmark", "speech")
         model = BENCHMARKS[kind].make(**metadata["model"])
@@ -199,6 +199,14 @@ def load(file: Path) -> tuple[nn.Module, dict[str, torch.Tensor], dict]:
     return model.eval(), load_model(file, model), metadata
 
 
+def _about(file: Path) -> dict:
+    """The metadata of a model file as `run` writes it. Raises ValueError naming the file."""
+    metadata = load_tensors(file)[1]
+    if "kind" in metadata:
+        raise ValueError(f"{file}: a compact file already; name the .safetensors file that it was made of")
+    return metadata
+
+
 def counts(model: nn.Module, masks: dict[str, torch.Tensor]) -> dict:
     """Of one step or output frame: the recurrent matrices alone, and the whole model."""
     return next(b for b in BENCHMARKS.values() if isinstance(model, b.make)).counts(model, masks)
@@ -206,7 +214,7 @@ def counts(model: nn.Module, masks: dict[str, torch.Tensor]) -> dict:
 
 def open_corpus(file: Path, folder: Path) -> SpeechCorpus | CaptionCorpus:
     """The corpus in that folder as a stored model wants it. Raises CorpusError, and ValueError for a damaged file."""
-    metadata = load_tensors(file)[1]
+    metadata = _about(file)
     if metadata.get("benchmark") == "captions":
         model, encoder = metadata.get("model"), metadata.get("encoder")
         if not (isinstance(model, dict) and isinstance(encoder, str)):

@@ -158,7 +158,7 @@ def _wer_axis(ax, rates: Sequence[float], metric: str = "wer") -> None:
 def learning_curves(records: Mapping[str, RunRecord]) -> Picture:
     """Training loss and validation score by epoch; `records`, all of one benchmark, by the name in the legend.
 
-    The phases of the first run that grows and prunes are shaded. Raises ValueError without a record.
+    The phases of the first run that grows and prunes in rounds are shaded. Raises ValueError without a record.
     """
     if not records:
         raise ValueError("learning_curves needs at least one record")
@@ -168,7 +168,7 @@ def learning_curves(records: Mapping[str, RunRecord]) -> Picture:
     final = told({name: found[-1] if found else np.nan for name, found in scores.items()})
     fig = Picture(5.2, f"Training loss and validation {METRICS[metric]} by epoch. The latter ends at: {final}.")
     top, low = fig.subplots(2, sharex=True)
-    grown = next((r for r in records.values() if {row.phase for row in r.history} & PHASES.keys()), None)
+    grown = next((r for r in records.values() if {row.phase for row in r.history} & {"grow", "prune"}), None)
     last, all_rates = 1, []
     for (label, record), (colour, line, marker) in zip(records.items(), itertools.cycle(LINES)):
         ends = [row.epoch + 1 for row in record.history]

@@ -257,7 +257,8 @@ class HLSTM(nn.Module):
 
     def _nothing(self, x: Tensor, h0: Tensor, c0: Tensor, with_state: bool):
         """What comes of an empty batch."""
-        out = x.new_zeros(len(x), 0, self.output_size)
+        # Tied to input and weights, whose gradients are zero then: a process without data learns with the others.
+        out = x.new_zeros(len(x), 0, self.output_size) + 0 * sum(p.sum() for p in (x, *self.parameters()))
         return out.transpose(0, 1) if self.batch_first else out, ((h0, c0) if with_state else None)
 
     def _layer(self, k: int, x: Tensor, h: Tensor, c: Tensor, lengths: Tensor | None, with_state: bool):
@@ -290,6 +291,9 @@ class HLSTM(nn.Module):
     def _scan(self, xs, h, c, weights, noise, lengths, low):
         """All steps of one direction, or of both at once: lists and first dimensions by direction."""
         D = len(xs)
+        if getattr(torch._C, "_are_functorch_transforms_active", bool)():      # jvp would silently give zero
+            raise NotImplementedError("transforms of torch.func do not reach into this layer; use unroll, or "
+                                      "gate_layers=0")
 
         def join(tensors, dim=0):                                  # both directions' rows in one tensor
             tensors = list(tensors)

@@ -217,7 +217,7 @@ def _frames(shown: list[tuple[str, dict[str, np.ndarray]]], most: int) -> list[I
     ax = low.subplots()
     ax.plot(range(1, len(shown) + 1), densities, color=GREY)
     marker, = ax.plot(1, densities[0], "o", color=VERMILION, markersize=8)
-    ax.set(xlabel="frame", ylabel="alive (%)", ylim=(0, 1.15 * max(*densities, 1)), xlim=(0.5, len(shown) + 0.5))
+    ax.set(xlabel="moment", ylabel="alive (%)", ylim=(0, 1.15 * max(*densities, 1)), xlim=(0.5, len(shown) + 0.5))
     ax.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     _legend(fig, wide=any(max(len(mask) // 4, mask.shape[1]) > most for mask in first.values()))
     title = fig.suptitle(" ", x=0.01, ha="left", fontsize=11)

@@ -76,7 +76,8 @@ class ConnectionMasks:
 
         Attach every optimiser that has some of the matrices. One that has a matrix of an earlier one takes its place.
         Raises ValueError for torch.optim.Muon and LBFGS, whose steps mix the entries of a matrix, so that dormant
-        weights would move, and for an optimiser of other parameters.
+        weights would move, for an `eps` that is zero in the weights' type, which would make dormant weights 0 / 0, and
+        for an optimiser of other parameters.
         """
         inner = getattr(optimiser, "optimizer", optimiser)
         mixing = tuple(getattr(torch.optim, name) for name in ("Muon", "LBFGS") if hasattr(torch.optim, name))
@@ -88,6 +89,12 @@ class ConnectionMasks:
             return {id(p) for p in self.parameters.values()} & theirs
         if not own(optimiser):
             raise ValueError("the optimiser has none of the masked parameters; make it of this module's")
+        for group in optimiser.param_groups:
+            eps = None if group.get("fused") else group.get("eps")             # fused ones compute in float32
+            for kind in {p.dtype for p in group["params"]}:
+                if eps and not torch.tensor(eps, dtype=kind):
+                    raise ValueError(f"eps={eps} of {type(inner).__name__} is zero in {kind}, and dormant weights "
+                                     "would become 0 / 0; choose a larger one, such as 1e-4")
         self.optimisers = [one for one in self.optimisers if not own(one) & own(optimiser)] + [optimiser]
 
     def gradient(self, name: str) -> Tensor | None:
@@ -368,7 +375,8 @@ def load_model(path: Path, module: nn.Module) -> dict[str, Tensor]:
             if state[name].shape != like.shape:
                 raise ValueError(f"shape {tuple(state[name].shape)} instead of {tuple(like.shape)}")
         except (KeyError, ValueError) as error:
-            raise ValueError(f"{path}: tensor {name}: {error}; the file belongs to another model") from None
+            told = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise ValueError(f"{path}: tensor {name}: {told}; the file belongs to another model") from None
     if tensors:
         raise ValueError(f"{path}: unknown tensors {sorted(tensors)[:3]}; the file belongs to another model")
     module.load_state_dict(state)

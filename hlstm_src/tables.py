@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from pandas.io.formats.style import Styler
 
+SCORES = {"wer": "WER %", "cer": "CER %", "error": "error %", "cider": "CIDEr"}        # what they are called in a table
 MISSING = "–"
 RECORDED = "desk"
 STICKY = "position: sticky; left: 0; display: inline-block; max-width: 85vw"  # captions and sections stay in sight
@@ -232,7 +233,7 @@ def tab_phases(record: RunRecord) -> Table:
         measured = [f"{row.scores[name]:.2f}" if name in row.scores else MISSING for name in scores]
         cells = [row.phase, str(row.epoch + 1), density(row.density), short(row.nonzero), *measured]
         lines.append((str(number), [*cells, "yes" if row.kept else "no", row.note]))
-    heads = ["phase", "epoch", "density", "live weights", *(f"{name} (validation)" for name in scores)]
+    heads = ["phase", "epoch", "density", "live weights", *(f"validation {SCORES.get(name, name)}" for name in scores)]
     columns = [("", head) for head in [*heads, "kept", "note"]]
     caption = f"Growing and pruning in {record.experiment}, {record.profile}, seed {record.seed}"
     name = f"tab-phases-{record.experiment}-{record.profile}-{record.seed}"

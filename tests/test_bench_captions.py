@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 from hlstm_src import __main__ as command
 from hlstm_src import bench_captions
 from hlstm_src.corpora import CaptionCorpus
-from hlstm_src.masks import ConnectionMasks, save_model
+from hlstm_src.masks import ConnectionMasks, save_model, save_tensors
 from hlstm_src.neuraltalk import NeuralTalk
-from hlstm_src.profiles import MINI_SCENES, ROOT
+from hlstm_src.profiles import MINI_SCENES, MINI_SPEECH, ROOT
 from tests.compact.matrices import dense
 
 
@@ -42,6 +42,18 @@ def test_the_command_prints_all_contestants_and_writes_rows(model, tmp_path, mon
     assert contestants == {(row["case"], row["engine"]) for row in data["words"]}
     assert data["starts"] == [{"engine": "engine", "seconds": 1.5, "peak_mb": 99}] and data["pictures"] == 2
     assert all(engine in done.output for _, engine in contestants)
+
+
+@pytest.mark.parametrize("corpus", [MINI_SCENES, MINI_SPEECH])
+def test_what_is_no_trained_captioner_is_refused_by_name_whatever_the_corpus(model, tmp_path, corpus):
+    packed, speech = tmp_path / "packed", tmp_path / "speech"
+    save_tensors(packed, {}, {"kind": "captioner", "benchmark": "captions"})
+    save_tensors(speech, {}, {"benchmark": "speech"})
+    for file, *also in ((packed,), (speech,), (model, "--against", speech)):
+        done = CliRunner().invoke(command.app, ["bench", "captions", "--corpus", str(ROOT / corpus), "--model",
+                                                *map(str, (file, *also))])
+        assert str(done.exception) == f"{also[1] if also else file}: no trained captioner, as `run` writes it"
+        assert isinstance(done.exception, ValueError)
 
 
 def test_other_captioners_take_part(model):

@@ -23,6 +23,11 @@ def test_the_engine_hears_what_torch_hears_and_both_are_timed(tmp_path):
     assert seconds > 0 and len({row.engine for row in rows}) == len(rows) == 5
     more, _ = bench_speech.speech(path, corpus, limit=1, rounds=1, against=[path])
     assert [row.engine for row in more[5:]] == ["seed0, torch", "seed0, engine"]
+    more, _ = bench_speech.speech(path, corpus, limit=1, rounds=1, against=["ds2-gru4"])       # needs no training
+    assert [row.engine for row in more[5:]] == ["ds2-gru4, torch", "ds2-gru4, engine"]
+    for name in ("ds2-hlstm3-gp", "nt-lstm1"):
+        with pytest.raises(ValueError, match=f"{name}: no dense recogniser; name the file"):
+            bench_speech.speech(path, corpus, against=[name])
     pack(path, tmp_path / "compact")
     save_model(tmp_path / "captioner", model, masks, {"benchmark": "captions"})
     for file in (tmp_path / "captioner", tmp_path / "compact"):

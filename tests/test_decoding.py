@@ -86,6 +86,17 @@ def test_a_list_of_words_goes_with_its_own_alphabet():
         beam_search(spoken("STOP"), WordList(["STOP"]), alphabet=ALPHABET.lower())
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 5))
+def test_texts_that_differ_in_spaces_alone_are_one(seed, frames):
+    log_probs, total = rows(seed, frames), {}
+    for path in itertools.product([ALPHABET.index(sign) for sign in SIGNS], repeat=frames):
+        spelled = "".join(ALPHABET[k] for k, _ in itertools.groupby(path)).replace("_", "")
+        text = " ".join(spelled.split())
+        total[text] = total.get(text, 0.0) + math.exp(sum(row[k] for row, k in zip(log_probs, path)))
+    assert total[beam_search(log_probs, beam=5000, least=1e-30)] == pytest.approx(max(total.values()))
+
+
 def test_letters_are_capitals_in_any_alphabet():
     log_probs = spoken("STOP YES")
     for read in (greedy, beam_search):

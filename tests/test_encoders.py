@@ -57,8 +57,9 @@ def test_what_is_missing_is_said_with_the_remedy(monkeypatch):
                        ("resnet", "'resnet': unknown; there are: vgg16, efficientnet_lite0, tiny")):
         with pytest.raises(EncoderError, match=what):
             load_encoder(name)
-    with pytest.raises(EncoderError, match="leave --weights out"):
-        load_encoder("efficientnet_lite0", "weights.pth")
+    for name in ("efficientnet_lite0", "tiny"):
+        with pytest.raises(EncoderError, match=f"{name}: brings its own weights; leave --weights out"):
+            load_encoder(name, "weights.pth")
 
 
 def test_the_tiny_network_tells_left_from_right_and_learns_from_pixels():

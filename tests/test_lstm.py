@@ -319,6 +319,15 @@ def test_second_derivatives_are_refused_not_wrong():
         slope.sum().backward()
 
 
+@pytest.mark.parametrize("transform", [
+    lambda f, x: torch.func.jvp(f, (x,), (x,)), lambda f, x: torch.func.jacfwd(f)(x), lambda f, x: torch.func.vjp(f, x),
+    lambda f, x: torch.func.vmap(f)(x[None])])
+def test_transforms_of_functions_are_refused_not_wrong(transform):
+    layer, x = HLSTM(*SIZES), torch.randn(STEPS, BATCH, SIZES[0])
+    with pytest.raises(NotImplementedError, match="use unroll"):
+        transform(lambda x: layer(x)[0], x)
+
+
 # Widths of the gates ----------------------------------------------------------------------------------------
 
 def test_each_gate_may_have_its_own_width():
@@ -691,6 +700,8 @@ def test_an_empty_batch_comes_to_nothing(gate_layers, batch_first):
     x = torch.randn((0, STEPS, 3) if batch_first else (STEPS, 0, 3))
     (y, (h, c)), (wanted, (wanted_h, _)) = layer(x), theirs(x)
     assert y.shape == wanted.shape and h.shape == c.shape == wanted_h.shape
+    y.sum().backward()                                             # a process without data learns with the others
+    assert all(not p.grad.any() for p in layer.parameters())
 
 
 @pytest.mark.parametrize("options", [dict(bidirectional=True), dict(bidirectional=True, shared_hidden=True), {}])

@@ -471,6 +471,24 @@ def test_an_optimiser_that_moves_dormant_weights_is_refused():
         ConnectionMasks(layer, "*", 0.5).attach(torch.optim.Muon(layer.parameters()))
 
 
+@pytest.mark.parametrize("dtype, eps, fused", [(torch.float16, 1e-8, False), (torch.float16, 1e-4, False),
+                                               (torch.float16, 1e-8, True), (torch.bfloat16, 1e-8, False)])
+def test_half_precision_leaves_dormant_weights_at_zero_or_is_refused(dtype, eps, fused):
+    layer = nn.Linear(4, 4).to(dtype)
+    masks = ConnectionMasks(layer, "*weight", 0.5, torch.Generator().manual_seed(0))
+    optimiser = torch.optim.AdamW(layer.parameters(), eps=eps, fused=fused)
+    if dtype == torch.float16 and eps == 1e-8 and not fused:
+        with pytest.raises(ValueError, match=r"eps=1e-08 of AdamW is zero in torch.float16.*such as 1e-4"):
+            masks.attach(optimiser)
+        return
+    masks.attach(optimiser)
+    for _ in range(3):
+        layer(torch.ones(1, 4, dtype=dtype)).sum().backward()
+        masks.mask_gradients_()
+        optimiser.step()
+    assert not layer.weight[~masks.masks["weight"]].any() and layer.weight[masks.masks["weight"]].isfinite().all()
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.dictionaries(st.text("abc./", min_size=1, max_size=5), SHAPES, max_size=4), st.integers(0, 9))
 def test_tensors_come_back_as_they_were_saved(tmp_path_factory, shapes, seed):

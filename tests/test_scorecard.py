@@ -64,6 +64,8 @@ def test_a_quick_network_that_hears_worse_meets_neither(tmp_path):
     timed(tmp_path, ds2_lstm5=100, ds2_hlstm3_compact=10)
     found = verdicts(scorecard.claims(root=tmp_path))
     assert found["deepspeech2.latency_cut"] == found["deepspeech2.latency_cut_journal"] == "not met: WER is higher"
+    timed(tmp_path, ds2_lstm5=100, ds2_hlstm3_compact=80)          # too slow for the journal's claim, too
+    assert verdicts(scorecard.claims(root=tmp_path))["deepspeech2.latency_cut_journal"] == "not met"
 
 
 @pytest.mark.parametrize("ours, points, percent", [(303, "met", "not met"), (309, "met", "met"),

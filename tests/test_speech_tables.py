@@ -2,9 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from hlstm_src import experiments, records
+from hlstm_src import experiments, records, scores
 from hlstm_src import speech_tables as st
 from hlstm_src.tables import MISSING
 from tests.recorded import make
@@ -105,6 +106,8 @@ def test_error_rates_are_compared_on_the_same_utterances():
     assert low < gap == 18.75 < high
     turned = base.model_copy(update={"samples": base.samples[::-1]})        # whatever their order
     assert st.paired([turned], [base]) == (0, 0, 0) and st.paired([worse], [turned]) == (gap, low, high)
+    again = scores.interval(np.array([0.0, 1, 1, 1]), np.full(4, 4.0), 50_000)
+    assert (low, high) == pytest.approx(again, abs=0.5)            # as other draws of the same utterances have it
     worse.samples = worse.samples[1:]
     assert st.paired([worse], [base]) is None and st.paired([], [base]) is None
 
@@ -136,6 +139,9 @@ def test_the_table_of_models_tells_the_least_that_time_fell(tmp_path):
     table = st.tab_ds2_models("desk", tmp_path)
     assert table.columns[-1][1] == "quicker"
     assert [cells[-1] for _, cells in table.rows] == ["1.0x", MISSING, MISSING, "1.1x", "2.0x"]
+    store(tmp_path, ds2_gru4=(9_000, [12.0]))
+    measured(tmp_path, "cells", "slow", {"ds2-lstm5, torch": 99, "ds2-lstm5, engine": 90, "ds2-gru4, torch": 60})
+    assert row(st.tab_ds2_cells("desk", tmp_path), "GRU x4")[-1] == "1.5x"
 
 
 def test_nothing_is_judged_without_records(tmp_path):

@@ -356,3 +356,13 @@ def test_large_products_serve_steps_that_are_not_compiled_as_well(monkeypatch, k
     exact = ran(layer.double(), x.double(), low=False)
     ours, theirs = (distance(each, exact) for each in found)
     assert all(a < 1.5 * b + (1e-3 if low else 1e-6) for a, b in zip(ours, theirs))
+
+
+def test_without_a_folder_that_can_be_written_code_is_compiled_and_not_kept(monkeypatch):
+    def refusing(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function 'twice': no locator available")
+        return njit(**options)
+    njit = compiled.njit
+    monkeypatch.setattr(compiled, "njit", refusing)
+    assert compiled.compiled(lambda x: 2 * x)(3) == 6

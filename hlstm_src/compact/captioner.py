@@ -58,7 +58,9 @@ class Captioner:
 
     def start(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The decoder's state after the pictures, (B, D): h and c of all layers, (layers, B, padded H) each; a GRU's c
-        means nothing."""
+        means nothing. Raises ValueError for features of another shape."""
+        if features.ndim != 2 or features.shape[1] != self.features:
+            raise ValueError(f"features {features.shape}: expected two dimensions, the second {self.features} wide")
         h, x = self._state(len(features)), aligned((len(features), self.words.shape[1]))
         c = np.zeros_like(h)
         _linear(*self._picture, rows_of(features), x, len(x))
@@ -67,10 +69,15 @@ class Captioner:
 
     def step(self, words: np.ndarray, parents: np.ndarray, state) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
         """Row n goes on from row parents[n] of `state` and reads words[n], both (N): log probabilities of the next
-        word (N, V), and the new state. So `search.beam_search` wants it."""
+        word (N, V), and the new state. So `search.beam_search` wants it. Raises ValueError for shapes that do not fit,
+        IndexError for a word or a row that is not there."""
         h, c = (s.take(parents, axis=1) for s in state)
+        words, wanted = self.words[words], self._state(len(parents)).shape      # the compiled loops check nothing
+        if not (words.shape[:-1] == parents.shape and h.shape == c.shape == wanted):
+            raise ValueError(f"words {words.shape[:-1]}, parents {parents.shape}, h {h.shape}, c {c.shape}: one word a "
+                             f"parent, and states {wanted}")
         y = aligned((len(words), self._output[1].size))
-        _read(self._programs, self._gru, self.words[words], h, c)
+        _read(self._programs, self._gru, words, h, c)
         _say(*self._output, h[-1], y, len(self.words), len(words))
         return y[:, :len(self.words)], (h, c)
 

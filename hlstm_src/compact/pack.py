@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from .. import experiments, records
-from ..masks import load_tensors
 from . import format
 
 KINDS = {"speech": "recogniser", "captions": "captioner"}      # what can be packed, by benchmark
@@ -51,8 +50,6 @@ def sizes(source: Path) -> dict[str, int]:
 
 def read(source: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict]:
     """Tensors, masks and metadata of a trained model."""
-    if "kind" in load_tensors(source)[1]:
-        raise ValueError(f"{source}: a compact file already; name the .safetensors file that it was made of")
     model, masks, metadata = experiments.load(source)
     tensors = {n: t.numpy() for n, t in model.state_dict().items() if not n.endswith("num_batches_tracked")}
     return tensors, {n: m.numpy() for n, m in masks.items()}, metadata

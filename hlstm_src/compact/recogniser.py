@@ -78,7 +78,7 @@ class Recogniser:
     def __init__(self, file: ModelFile, values: str = "fp32", kind: str | None = None, threads: int = 1):
         self.metadata, m = file.metadata, _sizes(file)
         self.alphabet = file.metadata["alphabet"]
-        self.pool = ThreadPoolExecutor(1) if threads > 1 else None
+        self.threads, self._pool = threads, (None, None)
         channels, hidden = m["channels"], m["hidden"]
 
         def dense(name: str, *shape: int) -> np.ndarray:
@@ -101,6 +101,13 @@ class Recogniser:
         W, b = dense("output.weight", m["labels"], hidden), dense("output.bias", m["labels"])
         self.output = (W * scale).T.copy(), b + W @ add
         file.finish()
+
+    @property
+    def pool(self) -> ThreadPoolExecutor | None:
+        """The second thread, None where there is but one. A forked process has a new one: threads stay behind."""
+        if self.threads > 1 and self._pool[0] != os.getpid():
+            self._pool = os.getpid(), ThreadPoolExecutor(1)
+        return self._pool[1]
 
     @property
     def matrices(self) -> dict[str, layouts.Layout]:

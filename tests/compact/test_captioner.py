@@ -87,6 +87,24 @@ def test_each_step_and_all_captions_are_those_of_torch(tmp_path, name, seed):
         assert [ours.caption(one, beam) for one in x] == want      # neighbours change nothing
 
 
+@pytest.mark.parametrize("name", ["lstm", "gru x2"])
+def test_a_step_of_shapes_that_do_not_fit_is_refused(tmp_path, name):
+    """The compiled loops would write behind their buffers, or read what is not there."""
+    ours = load_compact(made(tmp_path / "a", KINDS[name]))
+    for wrong in (np.ones((2, 1)), np.ones((1, 0)), np.ones(ours.features)):
+        with pytest.raises(ValueError, match="features .*: expected two dimensions"):
+            ours.start(wrong.astype(np.float32))
+    h, c = ours.start(np.ones((2, ours.features), np.float32))
+    one, two = np.array([0]), np.array([0, 1])
+    for words, parents, state in ((np.ones(400, int), one, (h, c)), (one, two, (h, c)), (two, two, (h[:, :, :4], c)),
+                                  (two, two, (h[:, :, :4], c[:, :, :4])), (two, two, (h[:0], c[:0])), (0, one, (h, c))):
+        with pytest.raises(ValueError, match="one word a parent"):
+            ours.step(words if isinstance(words, np.ndarray) else np.array(words), parents, state)
+    for words, parents in ((np.array([10 ** 6]), one), (one, np.array([2]))):
+        with pytest.raises(IndexError):
+            ours.step(words, parents, (h, c))
+
+
 def test_the_captions_of_these_tests_differ_and_end_by_themselves_or_are_cut(tmp_path):
     said = [text for name in ("lstm", "hlstm", "gru x2") for seed in SEEDS
             for path in [made(tmp_path / f"{name}{seed}", KINDS[name], seed)]

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -187,6 +188,21 @@ def test_sound_of_minutes_is_heard_piece_by_piece(folder):
     recogniser.log_probs = lambda samples, real=recogniser.log_probs: heard.append(len(samples)) or real(samples)
     recogniser.transcribe(wave(61))
     assert len(heard) >= 4 and max(heard) <= 20 * SAMPLE_RATE and sum(heard) == 61 * SAMPLE_RATE
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_two_threads_go_on_in_a_forked_process(folder):
+    """The threads of a pool stay behind when a process is forked."""
+    code = ("import os, signal, sys, numpy as np; from hlstm_src import load_compact\n"
+            "engine, x = load_compact(sys.argv[1], threads=2), np.ones(8000, np.float32)\n"
+            "want = engine.log_probs(x)\n"
+            "if not (child := os.fork()):\n"
+            "    signal.alarm(60)\n"
+            "    os._exit(0 if (engine.log_probs(x) == want).all() else 1)\n"
+            "print(os.waitpid(child, 0)[1])")
+    done = subprocess.run([sys.executable, "-c", code, folder / "hlstm.safetensors"], cwd=ROOT, capture_output=True,
+                          text=True, check=True)
+    assert done.stdout.strip() == "0"
 
 
 def test_a_search_needs_a_prefix(folder):

@@ -117,7 +117,8 @@ def test_transcripts_parse_with_and_without_marks(line, words):
     assert parse_transcript(line) == ("an251-fash-b", words)
 
 
-@pytest.mark.parametrize("line", ["YES", "(a)", "<s> </s> (a)", "YES (a b)", "YES ()", "6 (a)", "A-B (a)"])
+@pytest.mark.parametrize("line", ["YES", "(a)", "<s> </s> (a)", "YES (a b)", "YES ()", "6 (a)", "A-B (a)",
+                                  "STRA\u00dfE (a)"])
 def test_other_lines_are_no_transcripts(line):
     with pytest.raises(ValueError):
         parse_transcript(line)

@@ -64,6 +64,10 @@ SPOILT = {
         put(FIRST, lambda old: old[:1024]),
         f"{FIRST}: corrupt wave, 0 samples where its header says 8000",
     ),
+    "a wave is of no length": (
+        put(FIRST, lambda old: old[:1024].replace(b"sample_count -i 8000", b"sample_count -i 0   ")),
+        f"{FIRST}: a wave without samples",
+    ),
     "a wave is cut short": (
         put(FIRST, lambda old: old[:9000]),
         f"{FIRST}: corrupt wave, 3988 samples where its header says 8000",

@@ -214,6 +214,8 @@ def test_the_command_line_reports_in_one_line(corpus):
     for arguments, what in ((["--corpus", "nowhere", "--encoder", "tiny"], "nowhere/corpus.json: no such file"),
                             (["--corpus", str(corpus.folder), "--encoder", "resnet"], "encoder 'resnet': unknown"),
                             (["--corpus", str(corpus.folder), "--encoder", "tiny", "--device", "tpu"], "--device tpu"),
+                            (["--corpus", str(corpus.folder), "--encoder", "tiny", "--device", "meta"],
+                             "--device meta"),
                             (["--corpus", str(corpus.folder), "--encoder", "tiny", "--device", "cuda:99"],
                              "--device cuda:99: cannot be used here")):
         done = run(app, arguments)
