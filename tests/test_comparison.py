@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hlstm_src import paper
 from hlstm_src.comparison import Column, chance, compare, compression, difference, verdict
 from hlstm_src.tables import MISSING
-from tests.recorded import make
+from tests.recorded import cell, make
 
 
 def test_compression_is_against_the_mean_of_the_baselines_seeds():
@@ -72,3 +72,22 @@ def test_notes_explain_only_what_stands_in_the_table(store):
     unsure = next(name for name in ("baseline", "hlstm_x3", "accurate", "compact")
                   if (found := paper.model("deepspeech2", name).figures.get("wer")) and found.mark == paper.DAGGER)
     assert notes([("LSTM", unsure, "ds2-lstm5")], figure="wer") == [paper.FOOTNOTE.split()[0]]
+
+
+def test_without_runs_of_ours_or_of_the_baseline_nothing_is_judged():
+    for ours, base in (([5.0], []), ([], [5.0]), ([], [])):
+        assert verdict(41.0, 40.0, ours, base) == "not recorded yet"
+
+
+def test_seeds_are_judged_by_their_mean():
+    assert verdict(41.0, 40.0, [0.0, 5.0, 5.0], [4.0, 4.0, 4.0]) == "not met: CIDEr is lower"
+
+
+def test_a_run_is_compressed_against_the_baseline_of_its_own_group(store):
+    root = store(make("ds2-lstm5", "desk", live=1000), make("ds2-hlstm3", "desk", live=100),
+                 make("ds2-lstm5", "laptop", live=600), make("ds2-hlstm3", "laptop", live=200))
+    column = Column("compression", "", compression, "{:.1f}x".format)
+    rows = [("LSTM", None, "ds2-lstm5"), ("H-LSTM", None, "ds2-hlstm3")]
+    table = compare("t", "T", "deepspeech2", rows, [column], "laptop", root)
+    assert cell(table, "H-LSTM", "recorded (desk)", "compression") == "10.0x"
+    assert cell(table, "H-LSTM", "this run (laptop)", "compression") == "3.0x"

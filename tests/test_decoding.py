@@ -150,3 +150,15 @@ def test_with_and_without_a_space_at_the_end_it_is_one_sentence():
 def test_words_are_of_the_alphabet(text, sign):
     with pytest.raises(ValueError, match=f"{sign!r} is no letter"):
         WordList([text])
+
+
+def test_letters_less_likely_than_asked_are_passed_over():
+    row, words = np.full((1, len(ALPHABET)), -np.inf), WordList(["B"])
+    row[0, [ALPHABET.index("A"), ALPHABET.index("B")]] = np.log([1 - 3e-4, 3e-4])
+    assert beam_search(row, words) == "B" and beam_search(row, words, least=1e-3) == ""
+
+
+def test_a_letter_behind_a_blank_is_another_one():
+    words = WordList(["A", "AA"])
+    assert beam_search(spoken("AA", frames_each=1), words, weight=0.0) == "AA"
+    assert beam_search(spoken("A", frames_each=3), words, weight=0.0) == "A"

@@ -834,3 +834,18 @@ def test_the_ones_of_a_new_hidden_layer_come_on_top_of_what_is_drawn():
     square = HLSTM(50, 100).weight_gate1_l0
     diagonal = torch.cat([rows.diagonal() for rows in square.chunk(4)])
     assert (diagonal - 1).abs().max() > 0.09 and len(diagonal.unique()) > 350
+
+
+@pytest.mark.parametrize("gate_layers", [0, 1])
+@pytest.mark.parametrize("with_states", [False, True])
+def test_each_sequence_starts_from_its_own_states_and_keeps_them(gate_layers, with_states):
+    """Of lengths whose order and the way back from it differ."""
+    lengths, x = torch.tensor([2, 6, 4, 1]), torch.randn(6, 4, 3)
+    layer = HLSTM(3, 4, gate_layers=gate_layers, bidirectional=True)
+    states = tuple(torch.randn(2, 4, 4) for _ in range(2)) if with_states else None
+    y, (h, c) = layer(x, states, lengths)
+    for b, n in enumerate(lengths.tolist()):
+        own = tuple(s[:, b:b + 1] for s in states) if with_states else None
+        alone, (last, cell) = layer(x[:n, b:b + 1], own)
+        for found, wanted in ((y[:n, b:b + 1], alone), (h[:, b:b + 1], last), (c[:, b:b + 1], cell)):
+            torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)

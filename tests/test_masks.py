@@ -608,3 +608,19 @@ def test_the_density_of_all_is_that_of_their_connections_not_the_mean_of_the_mat
 def test_no_two_pairs_of_seed_and_epoch_share_what_they_draw():
     drawn = {tuple(torch.rand(3, generator=seeded(seed, epoch)).tolist()) for seed in range(4) for epoch in range(50)}
     assert len(drawn) == 4 * 50
+
+
+def test_stacked_gates_count_in_an_allocation_as_they_do_in_a_uniform_seed():
+    shapes, blocks = {"gate": torch.Size([16, 8]), "other": torch.Size([100, 100])}, {"gate": 4}
+    assert allocate(shapes, 0.05, "uniform", blocks) == {"gate": 32, "other": 500}
+    assert sum(allocate(shapes, 0.05, "erdos-renyi-kernel", blocks).values()) == 532
+    assert allocate(shapes, 0.01, "erdos-renyi-kernel", blocks)["gate"] >= 32
+
+
+def test_a_file_with_more_values_than_connections_is_refused(tmp_path):
+    net, path = nn.Linear(4, 4), tmp_path / "model"
+    save_model(path, net, ConnectionMasks(net, density=0.5), {})
+    tensors, _ = load_tensors(path)
+    save_tensors(path, tensors | {"weight.live": torch.cat([tensors["weight.live"]] * 2)}, {})
+    with pytest.raises(ValueError, match="16 values for 8 live connections"):
+        load_model(path, net)

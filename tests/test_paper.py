@@ -198,3 +198,7 @@ def test_a_short_count_is_right_to_three_digits(value):
 @given(value=st.integers(0, 999))
 def test_a_small_count_is_exact(value):
     assert paper.short(value) == str(value)
+
+
+def test_a_short_number_is_rounded_before_its_unit_is_chosen():
+    assert paper.short(999.4) == "999" and paper.short(999.6) == "1.00 K"

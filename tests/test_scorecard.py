@@ -176,3 +176,30 @@ def test_the_cell_goal_wants_seeds_that_do_not_overlap(tmp_path, rates, verdict)
 def test_verdicts_fall_into_four_kinds(said, kind):
     assert scorecard.Claim("a.b", "text", verdict=said).kind == kind
     assert scorecard.tally([scorecard.Claim("a.b", "text", verdict=said)] * 2) == f"2 {kind}"
+
+
+def test_the_compact_goal_is_chosen_by_validation_speakers(tmp_path):
+    save(tmp_path, "ds2-lstm5", 10_000, *wer(12, 13))
+    for name, live, valid, test in (("ds2-hlstm3-fast", 100, 9.0, 15.0), ("ds2-hlstm3-compact", 90, 10.0, 5.0)):
+        made = make(name, "desk", 0, live, scores={"wer": test, "cer": 5.0}, valid_scores={"wer": valid})
+        made.save(records.path_of(name, "desk", 0, tmp_path))
+    assert next(goal.model for goal in scorecard.goals(root=tmp_path) if goal.key == "compact") == "ds2-hlstm3-fast"
+
+
+def test_time_is_judged_on_the_processor_that_gains_least(tmp_path):
+    save(tmp_path, "ds2-lstm5", 10_000, *wer(12, 13))
+    save(tmp_path, "ds2-hlstm3-compact", 100, *wer(9, 10))
+    timed(tmp_path, ds2_lstm5=100, ds2_hlstm3_compact=10)
+    file = records.folder("desk", tmp_path) / "speech.json"
+    other = json.loads(file.read_text())
+    other["provenance"]["cpu"], other["latency"][1]["microseconds"] = "another", 70
+    file.with_name("speech-other.json").write_text(json.dumps(other))
+    assert next(goal.verdict for goal in scorecard.goals(root=tmp_path) if goal.key == "quick") == "not met"
+    assert verdicts(scorecard.claims(root=tmp_path))["deepspeech2.latency_cut_journal"] == "not met"
+
+
+def test_a_gain_in_percent_is_one_over_the_baseline(tmp_path):
+    for name, score in ((caption_tables.BASELINE, 100.0), (caption_tables.ACCURATE, 110.0)):
+        save(tmp_path, name, 100, {"cider": score, "cider_beam2": score})
+    shown = {claim.key: claim.recorded for claim in scorecard.claims(root=tmp_path)}
+    assert shown["neuraltalk.cider_gain_journal"] == "+10.0 %"

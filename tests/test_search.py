@@ -121,3 +121,9 @@ def test_of_equals_the_earlier_are_the_largest(k, n, seed):
     values = np.random.default_rng(seed).integers(0, 3, (4, n)).astype(float)
     values[values == 0] = -np.inf
     assert (_largest(values, k) == np.argsort(-values, axis=1, kind="stable")[:, :k]).all()
+
+
+def test_of_two_that_are_equal_the_one_that_ends_first_is_said():
+    def step(words, parents, state):
+        return np.log(np.full((len(words), 3), 1 / 3)), state
+    assert beam_search(step, None, 1, 2, longest=1) == [[]]

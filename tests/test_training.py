@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from hlstm_src import training
 from hlstm_src.audio import ALPHABET
@@ -526,3 +527,29 @@ def test_a_model_whose_state_no_checkpoint_can_hold_is_refused_before_it_trains(
     model = Counting(len(ALPHABET), "lstm", layers=1, hidden=8, channels=2)
     with pytest.raises(ValueError, match="state holds _extra_state, which no checkpoint can"):
         Trainer(model, SpeechTask(corpus, batch=4), dense(), Settings(precision="fp32"))
+
+
+class Lines:
+    """A task of five batches: the squared errors of a line."""
+    metric, lower_is_better = "error", True
+
+    def batches(self, epoch):
+        generator = torch.Generator().manual_seed(0)
+        return [(torch.randn(4, 3, generator=generator), torch.randn(4, 1, generator=generator)) for _ in range(5)]
+
+    def loss(self, model, batch, device):
+        return (model(batch[0]) - batch[1]).square().mean()
+
+    def evaluate(self, model, device):
+        return {"error": 1.0}
+
+
+def test_growth_looks_at_the_last_batches_of_an_epoch():
+    model, seen = nn.Linear(3, 4), []
+    masks = ConnectionMasks(model, density=0.5)
+    trainer = Trainer(model, Lines(), GrowPruneSchedule(1, 1, rounds=0, growth_batches=2), Settings(precision="fp32"),
+                      masks=masks, progress=False)
+    collect = trainer.gradients.collect
+    trainer.gradients.collect = lambda masks: seen.append(trainer.batch) or collect(masks)
+    trainer.train()
+    assert seen == [3, 4]

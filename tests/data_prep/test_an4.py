@@ -4,6 +4,7 @@ import csv
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -278,3 +279,14 @@ def test_the_real_archive(tmp_path):
     assert len({row["id"] for row in rows}) == 1078
     by_split = [{row["speaker"] for row in rows if row["split"] == split} for split in splits]
     assert len(set.union(*by_split)) == sum(map(len, by_split)) == 84
+
+
+def test_force_makes_a_corpus_anew_without_an_archive_too(small_an4, tmp_path, monkeypatch):
+    archive = small_an4.pack(tmp_path / "an4.tar.gz", small_an4.files)
+    known = replace(small_an4.source, known={sha256_of(archive): "small"}, urls=("http://x/a.tar.gz",))
+    monkeypatch.setattr(an4, "download", lambda urls, target, accepted: shutil.copy(archive, target) and
+                        sha256_of(archive))
+    (tmp_path / "made").mkdir()
+    out, options = tmp_path / "made" / "an4", {"source": known, "say": lambda line: None}
+    assert prepare(out, **options)[1] and not prepare(out, **options)[1]
+    assert prepare(out, force=True, **options)[1]

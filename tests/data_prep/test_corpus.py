@@ -187,3 +187,8 @@ def test_what_is_not_this_corpus_is_never_replaced(tmp_path, name, text):
         with new_folder(out, "tiny"):
             raise AssertionError("the block must not run")
     assert names_in(out) == [name] and (out / name).read_text() == text
+
+
+def test_seconds_of_a_split_keep_four_places():
+    rows = [Row(str(k), "s", "train", f"{k}.wav", 1.0001, "A", "0" * 64) for k in range(3)]
+    assert corpus.totals(rows)["train"]["seconds"] == 3.0003

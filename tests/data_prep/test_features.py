@@ -249,3 +249,12 @@ def test_a_manifest_of_the_store_is_that_of_the_corpus(corpus):
     manifest = hashlib.sha256((corpus.folder / "manifest.csv").read_bytes()).hexdigest()
     assert CaptionCorpus(corpus.folder, "tiny").encoder_info["manifest_sha256"] == manifest
     assert json.loads((corpus.folder / "corpus.json").read_text())["sha256"] != manifest
+
+
+def test_a_picture_is_skipped_once_even_if_its_row_was_lost(broken, monkeypatch):
+    monkeypatch.setitem(features.BATCH, "cpu", 4)
+    with pytest.raises(KeyboardInterrupt):
+        store_features(broken, means(stop=1), skip_broken=True, say=lambda line: None)
+    (broken.folder / "features" / "vgg16.rows.part").write_bytes(b"")      # cut off behind the note, before the rows
+    path, _ = store_features(broken, means(), skip_broken=True, say=lambda line: None)
+    assert json.loads(content(path)[0]["skipped"]) == ["2", "8"]

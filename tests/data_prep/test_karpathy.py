@@ -1,6 +1,7 @@
 """Caption files of both layouts, whole and with one thing wrong; marked `real`, from the true archives."""
 
 import copy
+import hashlib
 import io
 import json
 import os
@@ -326,3 +327,54 @@ def test_the_real_archives(name, sizes, words, tmp_path, real_data):
     tokens = [corpus.vocabulary.encode(caption) for p in corpus.split("test") for caption in p.captions]
     unknown = sum(k == 1 for ids in tokens for k in ids) / sum(map(len, tokens))
     assert unknown < 0.03 and max(map(len, tokens)) == 16
+
+
+def six(tmp_path, **changes):
+    """A caption file of six pictures (3 to train on, 1, 2), and the folder of the pictures."""
+    folder, images = tmp_path / "six", []
+    (folder / "images").mkdir(parents=True)
+    for k, split in enumerate(["train", "train", "train", "val", "test", "test"]):
+        Image.new("RGB", (8, 8), (20 * k, 0, 0)).save(folder / f"images/{k}.png")
+        images.append({"filename": f"{k}.png", "split": split, "sentences": [{"raw": f"A picture of {k}"}]} | changes)
+    (folder / "dataset.json").write_text(json.dumps({"dataset": "six", "images": images}))
+    return folder / "dataset.json", folder / "images"
+
+
+def test_the_split_of_a_name_is_its_hash():
+    for split, rest in (("valid", 0), ("test", 1)):
+        name = next(f"{k}.png" for k in range(200) if hashed_split(f"{k}.png") == split)
+        assert int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) % 20 == rest
+
+
+def test_pictures_are_counted_by_split(tmp_path):
+    with pytest.raises(DataError, match="pictures, not"):
+        prepare_folder(tmp_path / "out", *six(tmp_path), expected={"train": 2, "valid": 2, "test": 2})
+
+
+def test_words_that_are_rare_are_left_out_of_the_vocabulary_from_the_count_that_is_asked_for(tmp_path):
+    captions, images = six(tmp_path)
+    for count in (1, 3):
+        assert prepare_folder(tmp_path / f"{count}", captions, images, min_count=count)[0]["min_count"] == count
+
+
+def test_notices_are_those_of_the_folder_with_the_pictures(tmp_path):
+    captions, images = six(tmp_path)
+    (captions.parent / "README").write_text("of the captions")
+    elsewhere = images.rename(tmp_path / "pictures")
+    prepare_folder(tmp_path / "out", captions, elsewhere)
+    assert not (tmp_path / "out" / "README").exists()
+
+
+def test_a_picture_at_its_whole_path_comes_before_one_of_its_name(tmp_path):
+    captions, images = six(tmp_path, filepath="val")
+    (images / "val").mkdir()
+    for k in range(6):
+        Image.new("RGB", (8, 8), (0, 20 * k + 5, 0)).save(images / f"val/{k}.png")
+    prepare_folder(tmp_path / "out", captions, images)
+    for k in range(6):
+        (file,) = (tmp_path / "out").rglob(f"{k}.png")
+        assert file.read_bytes() == (images / f"val/{k}.png").read_bytes()
+
+
+def test_a_caption_may_have_as_many_characters_as_are_allowed(tmp_path):
+    assert prepare_folder(tmp_path / "out", *six(tmp_path, sentences=[{"raw": "a" * karpathy.LONGEST}]))[1]
