@@ -41,8 +41,8 @@ def captions(model: Path, features: torch.Tensor, rounds: int = 5, beams: tuple[
     against: other captioners that read the same features; each takes part in torch and on the engine.
 
     The contestant whose output is pruned by magnitude, without training, says something else: its captions take other
-    numbers of steps. Raises ValueError for a file that is no trained captioner, or if the engine says something else
-    than torch.
+    numbers of steps. Raises ValueError for a file that is no trained captioner, for two of one name, or if the engine
+    says something else than torch.
     """
     check(model, *against)
     pictures, timed = features.numpy(), Timed([], {})
@@ -53,6 +53,8 @@ def captions(model: Path, features: torch.Tensor, rounds: int = 5, beams: tuple[
         f"engine, output pruned by {PRUNED:.0%}": _pruned(model)}.items()}
     for other in against:
         name = experiments.load(other)[2].get("experiment", other.stem)
+        if f"{name}, torch" in contestants:
+            raise ValueError(f"{other}: {name} takes part already; a name stands for one network")
         contestants |= {f"{name}, torch": _torch(other, features),
                         f"{name}, engine": _engine(load_compact(other), pictures)}
     for beam in beams:

@@ -277,7 +277,8 @@ def engine(quick: bool = False, model: Path | None = None, rounds: int = 9,
                 case("hlstm", 800, 200, two_ways=True, values=False)]
     if n_threads == 2:
         size, steps = (32, 5) if quick else (800, 200)
-        made += [case(kind, size, steps, two_ways=True, values=False, n_threads=2) for kind in ("lstm", "hlstm")]
+        made += [case(kind, size, steps, two_ways=True, values=False, n_threads=2,
+                      sparsities=(0.9,) if quick else SPARSITIES) for kind in ("lstm", "hlstm")]
     made, rows = made + own, []
     with threads(1):
         bounds = limits()

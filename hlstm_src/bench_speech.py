@@ -21,7 +21,8 @@ def speech(model: Path, corpus: SpeechCorpus, limit: int = 20, rounds: int = 5, 
 
     against: other recognisers, each of which takes part in torch and on the engine, by the name of its experiment. The
     name of a dense one will do, as `ds2-gru4`: it is timed untrained, in the size of `model`'s profile, since the time
-    of a dense network depends on its shape alone. Raises ValueError if the engine hears something else than torch.
+    of a dense network depends on its shape alone. Raises ValueError for two of one name, or if the engine hears
+    something else than torch.
     """
     with tempfile.TemporaryDirectory() as room:
         profile = load_tensors(model)[1].get("profile", "laptop")
@@ -67,6 +68,8 @@ def _speech(model: Path, corpus: SpeechCorpus, limit: int, rounds: int, against:
             "engine, two threads": {"threads": 2}}.items()}
     for other in against:
         name = experiments.load(other)[2].get("experiment", other.stem)
+        if f"{name}, torch" in runs:
+            raise ValueError(f"{other}: {name} takes part already; a name stands for one network")
         runs |= {f"{name}, torch": with_torch(other), f"{name}, engine": with_engine(load_compact(other))}
     if runs["torch, with all weights"]() != runs["engine"]():
         raise ValueError(f"{model}: the engine hears something else than torch; please report it")

@@ -62,6 +62,8 @@ def test_other_captioners_take_part(model):
     words = {name: n for (_, name), n in timed.words.items()}
     assert len(words) == len(timed.rows) == 7
     assert words["seed0, torch"] == words["seed0, engine"] == words["engine"]
+    with pytest.raises(ValueError, match="seed0.safetensors: seed0 takes part already"):
+        bench_captions.captions(model, features, rounds=1, against=[model, model])
 
 
 def test_the_pruned_output_has_a_tenth_of_its_weights_and_they_are_the_largest(model):

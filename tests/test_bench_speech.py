@@ -25,6 +25,8 @@ def test_the_engine_hears_what_torch_hears_and_both_are_timed(tmp_path):
     assert [row.engine for row in more[5:]] == ["seed0, torch", "seed0, engine"]
     more, _ = bench_speech.speech(path, corpus, limit=1, rounds=1, against=["ds2-gru4"])       # needs no training
     assert [row.engine for row in more[5:]] == ["ds2-gru4, torch", "ds2-gru4, engine"]
+    with pytest.raises(ValueError, match="seed0.safetensors: seed0 takes part already"):
+        bench_speech.speech(path, corpus, against=[path, path])
     for name in ("ds2-hlstm3-gp", "nt-lstm1"):
         with pytest.raises(ValueError, match=f"{name}: no dense recogniser; name the file"):
             bench_speech.speech(path, corpus, against=[name])

@@ -203,3 +203,19 @@ def test_a_gain_in_percent_is_one_over_the_baseline(tmp_path):
         save(tmp_path, name, 100, {"cider": score, "cider_beam2": score})
     shown = {claim.key: claim.recorded for claim in scorecard.claims(root=tmp_path)}
     assert shown["neuraltalk.cider_gain_journal"] == "+10.0 %"
+
+
+@pytest.mark.parametrize("worse_in, verdict", [
+    ((0, 1, 2, 3), "not met: WER is higher"), ((0, 1, 2), "not met: WER is higher, within chance")])
+def test_a_difference_that_other_utterances_could_turn_is_within_chance(tmp_path, worse_in, verdict):
+    """The LSTM errs in the last utterance alone, or in none."""
+    texts, few = ["A B", "C D", "E F", "G H"], round(paper.compute("deepspeech2.params_lstm_x5") / scorecard.FEWER) - 1
+    for name, live, wrong in (("ds2-lstm5", 5 * few, () if len(worse_in) == 4 else (3,)),
+                              ("ds2-hlstm3-compact", few, worse_in)):
+        samples = [{"id": str(k), "reference": text, "hypothesis": text[0] if k in wrong else text}
+                   for k, text in enumerate(texts)]
+        rate = 100 * len(wrong) / 8
+        scores = {"wer": rate, "cer": 5.0}
+        made = make(name, "desk", 0, live, scores=scores, valid_scores=scores, samples=samples)
+        made.save(records.path_of(name, "desk", 0, tmp_path))
+    assert goals(tmp_path)["compact"].verdict == verdict
