@@ -72,8 +72,8 @@ class Captioner:
         word (N, V), and the new state. So `search.beam_search` wants it. Raises ValueError for shapes that do not fit,
         IndexError for a word or a row that is not there."""
         h, c = (s.take(parents, axis=1) for s in state)
-        words, wanted = self.words[words], self._state(len(parents)).shape      # the compiled loops check nothing
-        if not (words.shape[:-1] == parents.shape and h.shape == c.shape == wanted):
+        words, wanted = self.words[words], (len(self.cells), len(parents), padded(self.cells[0].size))
+        if not (words.shape[:-1] == parents.shape and h.shape == c.shape == wanted):        # nobody checks below
             raise ValueError(f"words {words.shape[:-1]}, parents {parents.shape}, h {h.shape}, c {c.shape}: one word a "
                              f"parent, and states {wanted}")
         y = aligned((len(words), self._output[1].size))
