@@ -142,8 +142,9 @@ class Table:
 
 
 def _broken(cell: str) -> str:
-    """A cell as HTML, the range of the seeds on a line of its own, so that wide tables fit a page."""
-    return re.sub(r" (\([^()]+-[^()]+\), n=\d+)", r" <br><small>\1</small>", html.escape(cell))
+    """A cell as HTML, the range of the seeds, or of chance, on a line of its own, so that wide tables fit a page."""
+    return re.sub(r" (\([^()]+-[^()]+\), n=\d+|\([+-][\d.]+ to [+-][\d.]+\))", r" <br><small>\1</small>",
+                  html.escape(cell))
 
 
 def _pipes(lines: list[list[str]], left: set[int]) -> str:
