@@ -59,7 +59,7 @@ def tab_ds2_models(profile: str, root: str | Path | None = None) -> Table:
         ("H-LSTM, grown, pruned gradually in blocks: fast", None, FAST),
     ]
     caption = "DeepSpeech2 models: live recurrent weights, FLOPs a frame, test errors and time"
-    return compare("tab-ds2-models", caption, "deepspeech2", rows, [*SPEECH, _quick(root)], profile, root)
+    return _timed(compare("tab-ds2-models", caption, "deepspeech2", rows, [*SPEECH, _quick(root)], profile, root))
 
 
 def _quick(root: str | Path | None) -> Column:
@@ -69,6 +69,16 @@ def _quick(root: str | Path | None) -> Column:
     return Column("quicker", "", times, factor, main=False)
 
 
+def _timed(table: Table) -> Table:
+    """Says what `quicker` is, where something was timed."""
+    places = [place for place, (_, head) in enumerate(table.columns) if head == "quicker"]
+    if any(cells[place] != MISSING for _, cells in table.rows for place in places):
+        table.notes.insert(0, "Quicker: how many times less time than the LSTM x5, whole utterances one by one on one "
+                              "thread, each network on its quickest engine, on the processor on which it is least. "
+                              "Dense ones may have been timed untrained: their time depends on their shape alone.")
+    return table
+
+
 def tab_ds2_cells(profile: str, root: str | Path | None = None) -> Table:
     """The paper's grid of dense cells (`tab-ds2-cells`): live recurrent weights, FLOPs a frame, error rates, time;
     recorded runs alone."""
@@ -76,8 +86,8 @@ def tab_ds2_cells(profile: str, root: str | Path | None = None) -> Table:
             for cell, name, layers in (("gru", "GRU", (4, 5)), ("lstm", "LSTM", (4, 5)), ("hlstm", "H-LSTM", (3,)))
             for n in layers]
     columns = [SIZE, FLOPS, WER, CER, WORDS, _quick(root)]
-    return compare("tab-ds2-cells", "Dense recognisers", "deepspeech2", rows, columns,
-                   profile if profile in records.KEPT else None, root)
+    return _timed(compare("tab-ds2-cells", "Dense recognisers", "deepspeech2", rows, columns,
+                          profile if profile in records.KEPT else None, root))
 
 
 def tab_ds2_training(profile: str, root: str | Path | None = None) -> Table:
