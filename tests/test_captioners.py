@@ -84,6 +84,7 @@ def test_validation_scores_are_greedy_cider_and_the_perplexity_of_all_captions(c
             losses += [caption_loss(model(corpus.features([p]), inputs), targets).item()] * targets.numel()
     assert found["perplexity"] == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-5)
     assert found["perplexity"] == pytest.approx(task.perplexity(model, task.valid, CPU, batch=3), rel=1e-5)
+    assert (task.train, task.valid) == (corpus.split("train"), corpus.split("valid"))
     assert CaptionTask(corpus, limit=2).valid == task.valid[:2]
 
 

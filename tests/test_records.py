@@ -276,7 +276,7 @@ def test_paths_keep_scratch_and_kept_records_apart(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "profile", "seed"), [("../a", "desk", 0), ("", "desk", 0), ("a", "big", 0), ("a", "desk", -1),
-                                  ("a/../../b", "desk", 0), ("a\n", "desk", 0)]
+                                  ("a/../../b", "desk", 0), ("a\n", "desk", 0), ("a", "desk", 2 ** 31)]
 )
 def test_a_name_that_is_no_run_has_no_path(name, profile, seed):
     with pytest.raises(RecordError):
@@ -290,10 +290,12 @@ def test_find_gives_the_records_of_one_profile_in_order(tmp_path):
         ("b", "smoke", 9),
         ("a", "smoke", 0),
         ("a", "desk", 0),
+        ("b-more", "smoke", 7),
+        *(("c", "smoke", seed) for seed in range(12, -1, -1)),     # whatever the order of the folder
     ]:
         make(experiment, profile, seed).save(records.path_of(experiment, profile, seed, tmp_path))
     found = [(record.experiment, record.seed) for record in records.find("smoke", root=tmp_path)]
-    assert found == [("a", 0), ("b", 9), ("b", 10)]
+    assert found == [("a", 0), ("b", 9), ("b", 10), ("b-more", 7), *(("c", seed) for seed in range(13))]
     assert [record.seed for record in records.find("smoke", "b", tmp_path)] == [9, 10]
 
 
@@ -308,6 +310,8 @@ def test_find_refuses_a_record_in_the_place_of_another(tmp_path):
     make("ds2-lstm5", "smoke").save(records.path_of("ds2-lstm5", "desk", 0, tmp_path))
     with pytest.raises(RecordError, match="belongs at"):
         records.find("desk", root=tmp_path)
+    with pytest.raises(RecordError, match="belongs at"):
+        records.read_at("ds2-lstm5", "desk", 0, tmp_path)
 
 
 def test_the_fingerprint_sees_recipe_corpus_and_code_and_nothing_else(tmp_path):
