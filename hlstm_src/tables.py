@@ -76,13 +76,14 @@ class Table:
         if self._grouped:
             heads = pd.MultiIndex.from_tuples(self.columns)
         names = [name for name, _ in self.rows]
+        longest = min(8, max(map(len, names), default=0))
         frame = pd.DataFrame([cells for _, cells in self.rows], index=names, columns=heads, dtype=object)
         styles = [
             {"selector": "", "props": "border-collapse: collapse"},
             {"selector": "caption", "props": "caption-side: top; text-align: left; color: inherit"},
             {"selector": "caption span, th[scope=rowgroup] span", "props": STICKY},
             {"selector": "th", "props": "text-align: left; vertical-align: bottom"},
-            {"selector": "th.row_heading", "props": "min-width: min(8em, 35vw); vertical-align: top"},
+            {"selector": "th.row_heading", "props": f"min-width: min({longest}em, 35vw); vertical-align: top"},
             {"selector": "th, td", "props": "padding: 0.2em 0.5em"},
             {"selector": "td", "props": "text-align: right; white-space: nowrap; vertical-align: top"},
             {"selector": "th.col_heading", "props": "text-align: right"},
