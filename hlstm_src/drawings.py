@@ -57,7 +57,8 @@ class _Circuit:
     def box(self, x, y, text, color, filled=True, width=1.5, height=0.84):
         """A function of one value: filled where it has weights."""
         self.ax.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, linewidth=1.3, zorder=4,
-                                         boxstyle="round,pad=0,rounding_size=0.18", edgecolor=color,
+                                         edgecolor=color,
+                                         boxstyle=f"round,pad=0,rounding_size={min(0.18, height / 2, width / 2)}",
                                          facecolor=color if filled else "white"))
         self.ax.text(x, y - 0.03, text, ha="center", va="center", fontsize=9.5, zorder=5,
                      color="white" if filled else INK)

@@ -144,7 +144,7 @@ class Table:
 
 def _broken(cell: str) -> str:
     """A cell as HTML, the range of the seeds, or of chance, on a line of its own, so that wide tables fit a page."""
-    return re.sub(r" (\([^()]+-[^()]+\), n=\d+|\([+-][\d.]+ to [+-][\d.]+\))", r" <br><small>\1</small>",
+    return re.sub(r" (\([^()]+-[^()]+\), n=\d+|\([+-]?[\d.]+ to [+-]?[\d.]+\))", r" <br><small>\1</small>",
                   html.escape(cell))
 
 
