@@ -141,6 +141,10 @@ class Batch:
     def to(self, device) -> "Batch":
         return Batch(*(t.to(device) for t in (self.waves, self.lengths, self.targets, self.target_lengths)))
 
+    def twice(self) -> "Batch":
+        """All utterances, and once more behind them."""
+        return Batch(*(torch.cat([t, t]) for t in (self.waves, self.lengths, self.targets, self.target_lengths)))
+
 
 def collate(waves: list[Tensor], transcripts: list[str]) -> Batch:
     """Pads and joins utterances into one batch."""

@@ -169,6 +169,19 @@ def ctc_loss(log_probs: Tensor, lengths: Tensor, targets: Tensor, target_lengths
     return F.ctc_loss(log_probs.transpose(0, 1), targets, lengths, target_lengths, zero_infinity=True)
 
 
+def disagreement(log_probs: Tensor, lengths: Tensor, target_lengths: Tensor) -> Tensor:
+    """How much two hearings of each utterance differ (CR-CTC: Yao et al., 2025), averaged as `ctc_loss` is.
+
+    log_probs (2B, T', labels) of B utterances and then of the same ones, blanked elsewhere; lengths (2B) in frames,
+    target_lengths (2B) in letters. A hearing is charged, over all its frames and for each letter, the Kullback-Leibler
+    divergence to it from the other one, through which no gradient flows: each learns from what the other could hear.
+    """
+    other = log_probs.detach().roll(len(log_probs) // 2, 0)
+    apart = F.kl_div(log_probs, other, reduction="none", log_target=True).sum(2)       # (2B, T')
+    apart = apart.where(_alive(lengths, apart.shape[1]), 0.0).sum(1)
+    return (apart / target_lengths.clamp(min=1)).mean()
+
+
 def _alive(lengths: Tensor, size: int) -> Tensor:
     """(B) -> (B, size), True within each length."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]

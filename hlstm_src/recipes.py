@@ -46,15 +46,17 @@ def _layers(s: Speech, cell: str, layers: int, hidden: int | None = None) -> nn.
 
 def _recogniser(s: Speech, title: str, cell: str = "hlstm", layers: int = 3, rival: str = "dense",
                 compact: bool = False, medium: bool = False, convolutions: bool = False, fast: bool = False,
-                long: int = 1, everything: bool = False, gate_dropout: float = 0.0,
+                long: int = 1, twice: bool = False, everything: bool = False, gate_dropout: float = 0.0,
                 precision: str | None = None) -> Recipe:
     """A recogniser. A sparse one ends at the density of the accurate model or, if `compact`, with at least
     `compression` times fewer live recurrent weights than the LSTM x5 has; "small-dense" is so narrow instead. A
     `medium` one has as many as the compact model of the profile `wide`, if that makes it sparser than the accurate one.
     With `convolutions` these are pruned, too; of a `fast` one as well, and all connections go in blocks of 16, which
     any CPU multiplies by quickly. A `long` one trains for so many times the epochs, and after a quarter of them more of
-    the spectrogram is blanked. With `everything` it learns from the validation speakers, too. `gate_dropout` drops
-    hidden units of the gates, the same ones in a whole utterance. `precision` is the profile's unless given."""
+    the spectrogram is blanked. `twice` does that in the usual epochs, and from then on hears each utterance twice; the
+    two have to agree: in less time than twice as `long`. With `everything` it learns from the validation speakers, too.
+    `gate_dropout` drops hidden units of the gates, the same ones in a whole utterance. `precision` is the profile's
+    unless given."""
     whole, hidden = _layers(s, cell, layers), s.hidden
     most = rivals.parameters_left(_layers(s, "lstm", 5)) / s.compression
     if rival == "small-dense":
@@ -70,6 +72,7 @@ def _recogniser(s: Speech, title: str, cell: str = "hlstm", layers: int = 3, riv
     schedule, task = {"epochs": s.epochs}, {"batch": s.batch, "limit": s.limit, "ordered": s.ordered}
     if long > 1:
         schedule, task = {"epochs": long * s.epochs}, task | {"harder": long * s.epochs // 4}
+    task |= {"harder": s.epochs // 4, "agree": 0.2} if twice else {}
     task |= {"everything": True} if everything else {}
     if rival not in ("dense", "small-dense"):
         schedule |= {"rival": rival, "density": density, "rounds": s.rounds}
@@ -125,6 +128,14 @@ CATALOGUE: dict[str, Callable[[Speech | Toy | Captions], Recipe]] = _named(_reco
      {"rival": "gp-gradual", "compact": True, "long": 2}),
     ("hlstm3-fast-long", "H-LSTM x3, grown, pruned gradually in blocks, fast, trained longer",
      {"rival": "gp-gradual", "fast": True, "long": 2}),
+    ("lstm5-twice", "LSTM x5, dense, heard twice", {"cell": "lstm", "layers": 5, "twice": True}),
+    ("hlstm3-twice", "H-LSTM x3, dense, heard twice", {"twice": True}),
+    ("hlstm3-gp-gradual-twice", "H-LSTM x3, grown, pruned gradually, accurate, heard twice",
+     {"rival": "gp-gradual", "twice": True}),
+    ("hlstm3-medium-gp-gradual-twice", "H-LSTM x3, grown, pruned gradually, medium, heard twice",
+     {"rival": "gp-gradual", "medium": True, "twice": True}),
+    ("hlstm3-fast-twice", "H-LSTM x3, grown, pruned gradually in blocks, fast, heard twice",
+     {"rival": "gp-gradual", "fast": True, "twice": True}),
     ("lstm5-long-all", "LSTM x5, dense, trained longer, on validation speakers, too",
      {"cell": "lstm", "layers": 5, "long": 2, "everything": True}),
     ("hlstm3-gp-gradual-long-all",

@@ -12,7 +12,7 @@ from . import corpora, scores
 from .caption_scores import cider
 from .corpora import CaptionCorpus, Picture, SpeechCorpus, Utterance
 from .decoding import greedy
-from .deepspeech2 import ctc_loss, spec_augment, spectrogram
+from .deepspeech2 import ctc_loss, disagreement, spec_augment, spectrogram
 from .masks import seeded
 from .neuraltalk import NeuralTalk, caption_loss, collate
 
@@ -24,18 +24,23 @@ class SpeechTask:
 
     In the first `ordered` epochs the batches go from short to long (Amodei et al., 2016: SortaGrad), later in random
     order. From epoch `harder` on, if there is one, more of the spectrogram is blanked: at once it would keep a network
-    from learning where the letters are. With `everything` the validation speakers are learned from, too, and scores of
-    them are named so, `wer_learned`: they measure nothing. `loss` draws all its randomness from torch's global
-    generator, which the training loop seeds at each step.
+    from learning where the letters are. With `agree` above 0 the network hears each utterance twice from then on,
+    blanked in other places, in batches of half as many: so much of their `disagreement` joins the loss
+    (consistency-regularised CTC: Yao et al., 2025, whose weight is 0.2). With `everything` the validation speakers are
+    learned from, too, and scores of them are named so, `wer_learned`: they measure nothing. `loss` draws all its
+    randomness from torch's global generator, which the training loop seeds at each step.
     """
     metric, lower_is_better = "wer", True
     bands = 15, 15, 1                  # blanked by `spec_augment`: frames, frequencies, how many of each
     more_bands = 20, 20, 3             # from epoch `harder` on
 
     def __init__(self, corpus: SpeechCorpus, batch: int = 16, limit: int | None = None, seed: int = 0,
-                 augment: bool = True, ordered: int = 0, harder: int | None = None, everything: bool = False):
+                 augment: bool = True, ordered: int = 0, harder: int | None = None, everything: bool = False,
+                 agree: float = 0.0):
+        if agree and (harder is None or not augment):
+            raise ValueError(f"agree {agree}: two hearings differ only from epoch `harder` on, and with `augment`")
         self.corpus, self.batch, self.limit, self.seed, self.augment = corpus, batch, limit, seed, augment
-        self.ordered, self.harder, self.epoch = ordered, harder, 0
+        self.ordered, self.harder, self.agree, self.epoch = ordered, harder, agree, 0
         self.valid, self.everything = corpus.split("valid", limit=limit), everything
         self.train = corpus.split("train", limit=limit) + (self.valid if everything else [])
         self.metric += "_learned" if everything else ""
@@ -47,30 +52,47 @@ class SpeechTask:
             self._waves[u.id] = self.corpus.audio(u)
         return self._waves[u.id]
 
+    @property
+    def _later(self) -> bool:
+        """Is this an epoch from `harder` on?"""
+        return self.harder is not None and self.epoch >= self.harder
+
+    @property
+    def _twice(self) -> bool:
+        """Is each utterance heard twice in this epoch?"""
+        return self.agree > 0 and self._later
+
     def batches(self, epoch: int) -> list[list[int]]:
         """Indices into `train`, in batches of similar length; the order depends on seed and epoch alone."""
         self.epoch, generator = epoch, seeded(self.seed, epoch)
         seconds = [u.seconds for u in self.train]
-        batches = corpora.length_batches(seconds, self.batch, generator)
+        size = max(1, self.batch // 2) if self._twice else self.batch
+        batches = corpora.length_batches(seconds, size, generator)
         return sorted(batches, key=lambda batch: max(seconds[k] for k in batch)) if epoch < self.ordered else batches
 
     def sounds(self, indices: list[int], device: torch.device) -> tuple[Tensor, Tensor, corpora.Batch]:
-        """A training batch as the model reads it: spectrograms (B, 161, T), frames (B), and the batch."""
+        """A training batch as the model reads it: spectrograms (B, 161, T), frames (B), and the batch; all of it twice,
+        one after the other, while two hearings have to agree."""
         chosen = [self.train[k] for k in indices]
         waves = [self.wave(u) for u in chosen]
         if self.augment:
             waves = [_played(w, SPEEDS[int(torch.randint(len(SPEEDS), ()))]) for w in waves]
         batch = corpora.collate(waves, [u.transcript for u in chosen]).to(device)
         spec, lengths = spectrogram(batch.waves, batch.lengths)
+        if self._twice:
+            spec, lengths, batch = torch.cat([spec, spec]), torch.cat([lengths, lengths]), batch.twice()
         if self.augment:
-            harder = self.harder is not None and self.epoch >= self.harder
-            spec = spec_augment(spec, lengths, *(self.more_bands if harder else self.bands))
+            spec = spec_augment(spec, lengths, *(self.more_bands if self._later else self.bands))
         return spec, lengths, batch
 
     def loss(self, model: nn.Module, indices: list[int], device: torch.device) -> Tensor:
-        """CTC loss of a training batch."""
+        """CTC loss of a training batch and, once there are two hearings, `agree` times what they differ by."""
         spec, lengths, batch = self.sounds(indices, device)
-        return ctc_loss(*model(spec, lengths), batch.targets, batch.target_lengths)
+        log_probs, frames = model(spec, lengths)
+        loss = ctc_loss(log_probs, frames, batch.targets, batch.target_lengths)
+        if self._twice:
+            loss = loss + self.agree * disagreement(log_probs, frames, batch.target_lengths)
+        return loss
 
     @torch.no_grad()
     def log_probs(self, model: nn.Module, utterances: list[Utterance], device: torch.device) -> list[Tensor]:

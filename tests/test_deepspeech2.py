@@ -19,6 +19,7 @@ from hlstm_src.deepspeech2 import (
     MaskedBatchNorm,
     Recurrent,
     ctc_loss,
+    disagreement,
     frames,
     spec_augment,
     spectrogram,
@@ -275,6 +276,26 @@ def test_an_utterance_too_short_for_its_text_costs_nothing():
     loss = ctc_loss(scores.log_softmax(-1), torch.tensor([4, 2]), torch.tensor([1, 2, 2]), torch.tensor([1, 2]))
     loss.backward()
     assert loss.isfinite() and (scores.grad[1] == 0).all() and scores.grad[0].abs().max() > 0
+
+
+def test_two_hearings_cost_what_each_lacks_of_the_other():
+    """The divergence by its definition, frame by frame; padding counts nothing, and the other one stands still."""
+    scores = torch.randn(4, 6, 3, dtype=torch.float64, requires_grad=True)
+    frames, letters = torch.tensor([6, 4, 6, 4]), torch.tensor([2, 0, 2, 0])
+    log_probs = scores.log_softmax(-1)
+    loss = disagreement(log_probs, frames, letters)
+    fixed, p, expected = log_probs.detach(), log_probs.detach().exp(), 0.0
+    for own, other in ((0, 2), (1, 3), (2, 0), (3, 1)):
+        for t in range(int(frames[own])):
+            expected += sum(float(p[other, t, k] * (fixed[other, t, k] - fixed[own, t, k]))
+                            for k in range(3)) / max(1, int(letters[own])) / 4
+    assert loss.item() == pytest.approx(expected, abs=1e-12)
+    loss.backward()
+    slope = (p - p.roll(2, 0)) / letters.clamp(min=1)[:, None, None] / 4      # of a cross-entropy to the other
+    slope[1, 4:], slope[3, 4:] = 0, 0
+    torch.testing.assert_close(scores.grad, slope)
+    same = torch.randn(2, 6, 3).log_softmax(-1)
+    assert disagreement(same.repeat(2, 1, 1), frames, letters) == 0
 
 
 def test_dropout_comes_behind_the_normalisation_and_changes_no_mean_that_is_learnt():

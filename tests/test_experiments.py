@@ -464,7 +464,9 @@ def test_recognisers_train_for_equal_epochs_and_the_small_ones_are_alike(profile
         times = {"long": 2, "longer": 4}.get(name.removesuffix("-all").rsplit("-", 1)[1], 1)
         assert schedule.epochs_left == sizes.epochs * times
         assert made.task.get("everything", False) == name.endswith("-all")
-        assert made.task.get("harder") == (schedule.epochs_left // 4 if times > 1 else None)
+        twice = name.endswith("-twice")
+        assert made.task.get("harder") == (schedule.epochs_left // 4 if times > 1 or twice else None)
+        assert made.task.get("agree") == (0.2 if twice else None)
         assert (density is None) == (type(schedule) is Dense)
         live[name] = sum(n * density_of(m, made.schedule.get("density", 1)) for m, n in masked.items()
                          if m.startswith("rnns."))

@@ -6,7 +6,7 @@ import torch
 from hlstm_src import corpora, tasks
 from hlstm_src.audio import ALPHABET
 from hlstm_src.corpora import SpeechCorpus, length_batches
-from hlstm_src.deepspeech2 import DeepSpeech2, ctc_loss, spectrogram
+from hlstm_src.deepspeech2 import DeepSpeech2, ctc_loss, disagreement, spectrogram
 from hlstm_src.scores import error_rates, greedy
 from hlstm_src.tasks import SPEEDS, SpeechTask, _played
 from tests.speech import SIZES, make_corpus
@@ -79,6 +79,51 @@ def test_more_is_blanked_from_the_chosen_epoch_on(corpus):
     assert [blanked(later, k) for k in (0, 1)] == [blanked(usual, k) for k in (0, 1)]
     assert blanked(later, 2) > 1.5 * blanked(usual, 2) > 0
     assert blanked(later, 3) > 1.5 * blanked(usual, 3) and blanked(later, 1) == blanked(usual, 1)    # back again, too
+
+
+def test_each_utterance_is_heard_twice_from_the_chosen_epoch_on(corpus, model):
+    usual, twice = (SpeechTask(corpus, batch=4, harder=2, agree=agree) for agree in (0.0, 0.2))
+    for epoch in (0, 1, 2, 3, 1):                                  # and back again
+        pairs, every = epoch >= 2, twice.batches(epoch)
+        assert sorted(k for batch in every for k in batch) == list(range(len(twice.train)))
+        assert max(map(len, every)) == (2 if pairs else 4)
+        if not pairs:
+            assert every == usual.batches(epoch)
+        torch.manual_seed(epoch)
+        spec, lengths, batch = twice.sounds(every[0], CPU)
+        said, n = [twice.train[k].transcript for k in every[0]], len(every[0])
+        assert len(spec) == len(lengths) == (2 * n if pairs else n)
+        assert batch.target_lengths.tolist() == [len(text) for text in said] * (2 if pairs else 1)
+        assert batch.targets.equal(corpora.collate([torch.zeros(1)] * n, said).targets.repeat(2 if pairs else 1))
+        if pairs:                                                  # one sound, blanked in other places
+            one, other = spec[:n], spec[n:]
+            heard = (one != 0) & (other != 0)
+            assert one[heard].equal(other[heard]) and not one.equal(other) and heard.any()
+            assert lengths[:n].equal(lengths[n:]) and batch.waves[:n].equal(batch.waves[n:])
+
+
+def test_the_loss_of_two_hearings_is_that_of_both_and_so_much_of_what_they_differ_by(corpus, model):
+    losses = {}
+    model.eval()                                                   # each hearing alone is as it is among others
+    for agree in (1e-9, 0.2, 0.5):
+        task = SpeechTask(corpus, batch=4, harder=1, agree=agree)
+        indices = task.batches(1)[0]
+        torch.manual_seed(0)
+        losses[agree] = task.loss(model, indices, CPU).item()
+    torch.manual_seed(0)
+    spec, lengths, batch = task.sounds(indices, CPU)
+    log_probs, frames = model(spec, lengths)
+    apart = disagreement(log_probs, frames, batch.target_lengths).item()
+    assert apart > 0 and losses[1e-9] == pytest.approx(
+        ctc_loss(log_probs, frames, batch.targets, batch.target_lengths).item(), rel=1e-5)
+    assert losses[0.2] - losses[1e-9] == pytest.approx(0.2 * apart, rel=1e-3)
+    assert losses[0.5] - losses[1e-9] == pytest.approx(0.5 * apart, rel=1e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"harder": 1, "augment": False}])
+def test_two_hearings_that_cannot_differ_are_refused(corpus, options):
+    with pytest.raises(ValueError, match="agree 0.2: two hearings differ only from epoch `harder` on"):
+        SpeechTask(corpus, agree=0.2, **options)
 
 
 @pytest.mark.parametrize("speed", SPEEDS)
