@@ -30,6 +30,7 @@ RIVALS = {
     "gp-no-growth": "grow-and-prune's sparse seed and its pruning, no growth",
     "gp-random": "grow-and-prune; as many connections grow, but anywhere",
     "gp-sized": "grow-and-prune; woken connections begin as large as the others are, not at zero",
+    "gp-cycle": "grow-and-prune; the learning rate falls once over all of it, with no restart after each pruning",
     "gp-gradual": "grow-and-prune within one training: sparse seed, growth by gradient, then pruned gradually",
     "gp": "grow-and-prune: sparse seed, growth by gradient, rounds of pruning and retraining",
 }
@@ -88,6 +89,7 @@ def rival(name: str, *, epochs: int, density: float | Mapping[str, float], seed_
         "gp-no-growth": lambda: (seed_density, GrowPruneSchedule(**flow)),
         "gp-random": lambda: (seed_density, GrowPruneSchedule(**grown, growth="random")),
         "gp-sized": lambda: (seed_density, GrowPruneSchedule(**grown, init="sized")),
+        "gp-cycle": lambda: (seed_density, GrowPruneSchedule(**grown, restarts=False)),
         "gp": lambda: (seed_density, GrowPruneSchedule(**grown)),
     }[name]()
 

@@ -45,6 +45,7 @@ class Dense:
     growing: ClassVar[bool] = False
     absolute: ClassVar[bool] = False                       # see GrowPruneSchedule, as for the next
     growth_batches: ClassVar[int | None] = None
+    restarts: ClassVar[bool] = True
 
     def __post_init__(self):
         if not isinstance(self.epochs, Integral) or self.epochs < 1:
@@ -53,8 +54,13 @@ class Dense:
 
     @property
     def length(self) -> int:
-        """Epochs of the present stretch; the learning rate runs one cycle over it."""
+        """Epochs of the present stretch."""
         return self.epochs
+
+    @property
+    def cycle(self) -> tuple[int, int]:
+        """(epochs done, epochs in all) of the present cycle of the learning rate: one for each stretch."""
+        return self.at, self.length
 
     @property
     def epochs_left(self) -> int:
@@ -89,11 +95,11 @@ class GrowPruneSchedule:
     kept, so that the number of epochs is known beforehand. With `patience`, so many broken floors end nothing: the last
     good network comes back and is pruned by half the ratio of the failed round. Growth looks at the gradients of the
     last `growth_batches` steps of an epoch (None: all), summed with their signs or, if `absolute`, as magnitudes (see
-    `Gradients`).
+    `Gradients`). Each stretch has a cycle of the learning rate to itself; without `restarts` one runs over them all.
 
     Call `end_epoch(masks, gradients, score)` after each epoch; between calls `phase`, `length` and `at` say where one
-    is, `growing` whether gradients are to be collected, `done` when to stop. Everything is in `state_dict`. Raises
-    ValueError for numbers of epochs or ratios that make no schedule.
+    is, `cycle` where the learning rate is, `growing` whether gradients are to be collected, `done` when to stop.
+    Everything is in `state_dict`. Raises ValueError for numbers of epochs or ratios that make no schedule.
     Source: paper, Method; the numbers are unverified there and set by each recipe here.
     """
     train_epochs: int
@@ -114,6 +120,7 @@ class GrowPruneSchedule:
     patience: int = 0
     growth_batches: int | None = None
     absolute: bool = False
+    restarts: bool = True
     phase: str = "grow"
     at: int = 0
     round: int = 0
@@ -156,6 +163,7 @@ class GrowPruneSchedule:
         self._good: dict[str, Tensor] = {}
         if self.growth_epochs == 0:
             self.phase = "train"
+        self._every = self.epochs_left
 
     @property
     def growing(self) -> bool:
@@ -163,7 +171,7 @@ class GrowPruneSchedule:
 
     @property
     def length(self) -> int:
-        """Epochs of the present stretch; the learning rate runs one cycle over it."""
+        """Epochs of the present stretch."""
         return {"prune": self.retrain_epochs, "final": self.final_epochs}.get(self.phase, self.train_epochs)
 
     @property
@@ -174,6 +182,11 @@ class GrowPruneSchedule:
         rounds = self.rounds - self.round + (self.patience - self.failed if self.rounds else 0)
         later = 0 if self.phase == "final" else rounds * self.retrain_epochs + self.final_epochs
         return self.length - self.at + later
+
+    @property
+    def cycle(self) -> tuple[int, int]:
+        """(epochs done, epochs in all) of the present cycle of the learning rate."""
+        return (self.at, self.length) if self.restarts else (self._every - self.epochs_left, self._every)
 
     def end_epoch(self, masks: ConnectionMasks, gradients: Gradients, score: float) -> Event | None:
         """Grows, prunes, restores or moves on; returns what happened, or None."""

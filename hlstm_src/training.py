@@ -159,7 +159,8 @@ class Trainer:
         started = time.perf_counter() - self.epoch_seconds
         self.prepared.train()
         while self.batch < len(batches):
-            self.lr = self._learning_rate((self.schedule.at + self.batch / len(batches)) / self.schedule.length)
+            done, every = self.schedule.cycle
+            self.lr = self._learning_rate((done + self.batch / len(batches)) / every)
             together = batches[self.batch:self.batch + self.settings.accumulate]
             steps_left = -(-(len(batches) - self.batch) // self.settings.accumulate)
             self.loss_sum += self._step(together, self.lr, steps_left)
@@ -255,10 +256,10 @@ class Trainer:
         return total
 
     def _learning_rate(self, position: float) -> float:
-        retraining = self.schedule.phase in ("prune", "final")
+        retraining = self.schedule.restarts and self.schedule.phase in ("prune", "final")
         peak = self.settings.lr * (self.settings.retrain_lr if retraining else 1)
         if self.settings.decay is not None:
-            return peak * self.settings.decay ** (self.schedule.at // self.settings.decay_epochs)
+            return peak * self.settings.decay ** (self.schedule.cycle[0] // self.settings.decay_epochs)
         return learning_rate(peak, position, self.settings.warmup)
 
     def _densities(self) -> dict:

@@ -1,6 +1,7 @@
 """Growth, pruning and their schedule, held against plain loops over lists and against scripted scores."""
 
 import copy
+import dataclasses
 import json
 import math
 from fractions import Fraction
@@ -522,10 +523,14 @@ def test_epochs_left_is_an_upper_bound_that_reaches_zero(data, train, retrain, r
     schedule = GrowPruneSchedule(train, growth, retrain_epochs=retrain, rounds=rounds, final_epochs=final,
                                  lower_is_better=lower, patience=patience)
     most = train + retrain * (rounds + patience if rounds else 0) + final
-    assert schedule.epochs_left == most
+    assert schedule.epochs_left == most and schedule.cycle == (0, train)
+    once = dataclasses.replace(schedule, restarts=False)               # one cycle of the learning rate over them all
+    assert once.cycle == (0, most)
     run = Run(schedule, data.draw(st.lists(st.integers(0, 3), min_size=most, max_size=most)))
     while not schedule.done:
         before = schedule.epochs_left
+        once.load_state_dict(dataclasses.asdict(schedule) | {"restarts": False}, {})
+        assert schedule.cycle == (schedule.at, schedule.length) and once.cycle == (most - before, most)
         assert 0 <= schedule.at < schedule.length and before > 0
         run.step()
         assert 0 <= schedule.epochs_left <= before - 1

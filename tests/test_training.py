@@ -37,9 +37,9 @@ def dense():
     return Dense(epochs=3)
 
 
-def grow_and_prune(tolerance=KEPT):
+def grow_and_prune(tolerance=KEPT, **options):
     return GrowPruneSchedule(train_epochs=3, growth_epochs=2, rounds=2, prune_ratio=0.5, retrain_epochs=1,
-                             final_epochs=1, tolerance=tolerance)
+                             final_epochs=1, tolerance=tolerance, **options)
 
 
 def trainer(corpus, schedule, checkpoint=None, *, cell="hlstm", precision="fp32", seed=0, key="k", **settings):
@@ -360,6 +360,15 @@ def test_each_stretch_has_its_own_cycle_and_retraining_half_the_peak(corpus):
     for stretch in stretches[1:]:
         assert stretch == [learning_rate(5e-3, k / 3, 0.2) for k in range(3)]
     assert [row["lr"] for row in made.history] == [rates[k] for k in (2, 5, 8, 11, 14, 17)]
+
+
+def test_without_restarts_one_cycle_runs_over_growth_pruning_and_retraining(corpus):
+    made, rates = trainer(corpus, grow_and_prune(restarts=False), lr=1e-2, warmup=0.2), []
+    after_each_step(made, lambda made: rates.append(made.optimiser.param_groups[0]["lr"])).train()
+    assert rates == pytest.approx([learning_rate(1e-2, k / 18, 0.2) for k in range(18)], rel=1e-12)
+    twin, seen = trainer(corpus, grow_and_prune(restarts=False), lr=1e-2, decay=0.5, decay_epochs=2), []
+    after_each_step(twin, lambda made: seen.append(made.optimiser.param_groups[0]["lr"])).train()
+    assert seen == [1e-2 * 0.5 ** (k // 6) for k in range(18)]         # three steps an epoch
 
 
 SCORES = [50.0, 40.0, 45.0, 41.0, 40.0, 30.0]      # better in epochs 2 and 6
