@@ -25,7 +25,7 @@ CORPORA = {"": "UCM-Captions", "-flowers": "Flowers-captions"}
 PLAIN, BASELINE, ACCURATE, COMPACT = "nt-lstm1", "nt-lstm3", "nt-hlstm1-gp", "nt-hlstm1-compact"
 BEAM = 2                               # the paper's, where it does not say otherwise
 RIVALS = ("one-shot", "prune-only", "gradual", "imp", "set", "rigl", "gp-no-growth", "gp-random", "gp-sized",
-          "gp-gradual")
+          "gp-cycle", "gp-gradual")
 ENGINES = ("torch, with all weights", "engine, all weights", "engine")     # those that say what the model says
 
 
