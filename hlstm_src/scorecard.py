@@ -25,7 +25,7 @@ NO_CLAIM = ("models", "wer_baseline", "bleu_baseline")     # how many models the
 FEWER, QUICKER = 40, 5         # our own goals: so many times fewer weights, and less time, than an LSTM x5
 NOT_RUN = "not run"
 TRAINED = {"": "", st.LONG: ", twice as long", st.ALL: ", twice as long, on validation speakers, too",
-           st.LONGER: ", four times as long"}      # by the ends of runs' names
+           st.LONGER: ", four times as long", st.TWICE: ", heard twice"}       # by the ends of runs' names
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _by_place(judged: Iterable[Claim]) -> dict[tuple[str, int], Claim]:
 
 def goals(profile: str = RECORDED, root: str | Path | None = None, ending: str = "") -> list[Claim]:
     """The goals that this book set itself on AN4, judged by the runs of a profile, or by those that were trained
-    longer: their names have the `ending` of `TRAINED`.
+    otherwise: their names have the `ending` of `TRAINED`.
 
     The compact network is the one that validation speakers prefer among those of ours that are small enough; it has
     to be quick as well. Smaller is against the paper's width; errors and time are against the LSTM x5 that we trained.
@@ -214,7 +214,7 @@ def goals(profile: str = RECORDED, root: str | Path | None = None, ending: str =
 
 
 def tab_goals(root: str | Path | None = None) -> Table:
-    """Our own goals on AN4 (`tab-goals`), at desk size and in the paper's width; of longer training what there is."""
+    """Our own goals on AN4 (`tab-goals`), at desk size and in the paper's width; of other recipes what there is."""
     heads = ["our network", "recorded", "WER against LSTM x5", "seeds", "verdict"]
     found = {SIZES[size] + told: goals(size, root, ending)
              for size in (RECORDED, st.WIDE) for ending, told in TRAINED.items()}
@@ -225,7 +225,7 @@ def tab_goals(root: str | Path | None = None) -> Table:
                   for size, each in found.items() if (own := each[k]).model != MISSING or size in SIZES.values()]
     columns = [("", head) for head in heads]
     notes = ["Weights are compared with those of the LSTM x5 in the paper's width; errors and times with those of our "
-             "own LSTM x5 of the same size, trained as long.",
+             "own LSTM x5 of the same size and recipe.",
              "Validation speakers decide which network is judged: as the accurate one, of the accurate, the medium and "
              "the fast ones, among those with most seeds; as the compact one, of the medium, the fast and the compact "
              f"ones, among those that are at least {FEWER}x smaller. In brackets: the range that other "

@@ -203,6 +203,12 @@ def test_networks_trained_longer_are_held_against_an_lstm_trained_as_long(tmp_pa
     whole.save(records.path_of("ds2-lstm5-long-all", "desk", 0, tmp_path))
     assert row(st.tab_ds2_long(tmp_path), "LSTM x5, on validation speakers, too")[2:] == [
         "8", MISSING, "15.0, n=1", MISSING]
+    for name, wer, wrong in (("ds2-lstm5-twice", 25.0, 5), ("ds2-hlstm3-twice", 20.0, 4)):
+        twice = make(name, "desk", scores={"wer": wer}, valid_scores={"wer": wer}, samples=said(wrong))
+        twice.recipe["schedule"] = {"epochs": 4}
+        twice.save(records.path_of(name, "desk", 0, tmp_path))
+    cells = row(st.tab_ds2_long(tmp_path), "H-LSTM x3, heard twice")
+    assert cells[2:5] == ["4", "20.0, n=1", "20.0, n=1"] and cells[5].startswith("-5.0 (")       # from its like
     assert set(st.tab_ds2_long(tmp_path / "none").rows) == set()
 
 
