@@ -137,7 +137,9 @@ def captioned(shown: Sequence[Said], across: int = 3) -> Picture:
             middle, image = (column + 0.5) / across, _array(shown[k].image)
             ax = fig.add_axes((middle - side / width / 2, (top - side) / height, side / width, side / height))
             ax.imshow(image, interpolation="nearest" if len(image) < 100 else "auto")
-            ax.axis("off")
+            ax.set(xticks=[], yticks=[])
+            for spine in ax.spines.values():                       # a picture on white ends somewhere, too
+                spine.set(visible=True, color="lightgrey", linewidth=0.6)
             for n, (text, colour) in enumerate(blocks[k]):
                 fig.text(middle, (top - side - 0.05 - n * line) / height, text, ha="center", va="top", fontsize=9,
                          color=colour)

@@ -135,7 +135,7 @@ def _shade(axes: Sequence, record: RunRecord) -> None:
 
 
 def _epoch_axis(ax, last: int) -> None:
-    ax.set(xlabel="epochs of training", xlim=(0, max(last, 1) + 0.15))
+    ax.set(xlabel="epochs of training", xlim=(0, max(last, 1) * 1.012 + 0.15))     # room for half a marker
     ax.xaxis.get_major_locator().set_params(integer=True)
 
 

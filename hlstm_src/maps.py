@@ -201,19 +201,20 @@ def _density(masks: Mapping[str, np.ndarray]) -> float:
 def _frames(shown: list[tuple[str, dict[str, np.ndarray]]], most: int) -> list[Image.Image]:
     """Each frame drawn: one figure, on which only the maps, the title and the marker are drawn anew."""
     first, densities = shown[0][1], [_density(masks) for _, masks in shown]
-    fig = Picture(2.3 + 1.45 * len(first))
+    fig = Picture(2.3 + 1.6 * len(first))
     canvas = FigureCanvasAgg(fig)
     fig.set_dpi(100)
-    top, low = fig.subfigures(2, 1, height_ratios=[0.7 + 1.45 * len(first), 1.2])
+    top, low = fig.subfigures(2, 1, height_ratios=[0.7 + 1.6 * len(first), 1.2])
     grid = top.subplots(len(first), 4, sharey="row", squeeze=False)
     painted = {}
     for axes, (name, mask) in zip(grid, first.items()):
         shape = len(mask) // 4, mask.shape[1]
         painted[name] = [_paint(ax, _colours(None, gate, most), shape) for ax, gate in zip(axes, np.split(mask, 4))]
         axes[0].set_ylabel(f"{name if len(name) < 20 else '…' + name[-18:]}\nto unit", fontsize=9)
-    for gate, above, below in zip(GATES, grid[0], grid[-1]):
+        for ax in axes:
+            ax.set_xlabel(_from(name), fontsize=9)
+    for gate, above in zip(GATES, grid[0]):
         above.set_title(f"gate {gate}", loc="center", fontsize=9.5)
-        below.set_xlabel(_from(list(first)[-1]), fontsize=9.5)
     ax = low.subplots()
     ax.plot(range(1, len(shown) + 1), densities, color=GREY)
     marker, = ax.plot(1, densities[0], "o", color=VERMILION, markersize=8)

@@ -121,9 +121,10 @@ class Table:
         body = re.sub(r'<tr>\s*<th scope="row"([^>]*)>([^<]*)</th>(?:\s*<td [^>]*></td>)+\s*</tr>',
                       f"</tbody>\n<tbody>\n{section}", body)
         body = re.sub(r"<tbody>\s*</tbody>\n", "", body)
-        # An indented row is so in all of its lines, and no line ends between a number and its percent sign.
+        # An indented row is so in all of its lines; a number and its percent sign are apart, but not on two lines.
         body = re.sub(r'(<th scope="row"[^>]*)>\u2003', r'\1 style="padding-left: 1.6em">', body)
-        body = re.sub(r"(\d) %", "\\1\u00a0%", body)
+        body = re.sub(r"(?<=\d) %", "\u00a0%", body)
+        body = re.sub(r"<t[dh][^<]*", lambda cell: re.sub(r"(?<=\d)%", "\u00a0%", cell[0]), body)
         label = html.escape(self.caption, quote=True)
         box = f'<div style="overflow-x: auto" role="region" tabindex="0" aria-label="{label}">\n{body}</div>'
         notes = "<br>\n".join(html.escape(note, quote=False) for note in self.notes)

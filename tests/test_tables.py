@@ -297,3 +297,11 @@ def test_the_report_holds_every_table_and_needs_no_record(store):
     assert "no record yet" in tables.report("smoke", store())
     text = tables.report("laptop", store(make("ds2-lstm5", "laptop", live=4_000_000)))
     assert "4.00 M" in text and "15.1, n=1" in text and "abcdef0123" in text and text.endswith("\n")
+
+
+def test_a_number_and_its_percent_sign_stand_apart_on_one_line():
+    table = tables.Table("tab-x", "Shares", "kind", [("", "share")],
+                  [("95 %", ["4.7%"]), ("b", ["5 % (1% to 9.5%)"]), ("c%", ["WER % 3"])])
+    text = table._repr_html_()
+    for shown in (">95\u00a0%<", ">4.7\u00a0%<", ">5\u00a0% (1\u00a0% to 9.5\u00a0%)<", ">c%<", ">WER % 3<"):
+        assert shown in text
