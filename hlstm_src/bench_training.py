@@ -10,6 +10,7 @@ from .bench import in_columns, interleaved, rows_of
 from .deepspeech2 import ctc_loss
 from .library import has_bfloat16
 from .records import LatencyRow
+from .tables import Table
 from .training import PRECISIONS, Trainer
 
 NAMES = "ds2-lstm5", "ds2-hlstm3", "ds2-hlstm3-gp"
@@ -92,6 +93,19 @@ def parts(trainer: Trainer, batch: list[int]) -> dict[str, Callable[[], object]]
 
 def table(rows: Sequence[LatencyRow], sizes: dict[str, int]) -> str:
     """A line for each recogniser and precision: the step, utterances a second, an epoch, shares of the parts."""
+    return in_columns(_lines(rows, sizes))
+
+
+def exhibit(rows: Sequence[LatencyRow], sizes: dict[str, int], caption: str) -> Table:
+    """The same for a page."""
+    head, *lines = _lines(rows, sizes)
+    return Table("tab-training-time", caption, "recogniser", [("", name) for name in head[1:]],
+                 [(name, cells) for name, *cells in lines],
+                 [f"A step is one batch of {sizes['batch']}. Shares are of the step's time; each part was timed by "
+                  "itself, so they need not add up."])
+
+
+def _lines(rows: Sequence[LatencyRow], sizes: dict[str, int]) -> list[list[str]]:
     cases = list(dict.fromkeys(row.case for row in rows if row.case != WHOLE))
     found = {(row.engine, row.case): row.microseconds / 1e6 for row in rows}
     lines = [["", "s a step", "utterances/s", "min an epoch", *cases]]
@@ -99,4 +113,4 @@ def table(rows: Sequence[LatencyRow], sizes: dict[str, int]) -> str:
         whole = found[engine, WHOLE]
         lines.append([engine, f"{whole:.3f}", f"{sizes['batch'] / whole:.1f}", f"{whole * sizes['steps'] / 60:.2f}",
                       *(f"{found[engine, case] / whole:.0%}" for case in cases)])
-    return in_columns(lines)
+    return lines

@@ -56,6 +56,11 @@ def test_a_precision_that_the_processor_lacks_is_an_error_when_asked_for(monkeyp
 
 def test_the_table_gives_utterances_and_shares():
     rows = rows_of({"a": 2.0}, bench_training.WHOLE, 1) + rows_of({"a": 0.5}, "sound", 1)
+    shown = bench_training.exhibit(rows, {"batch": 16, "steps": 30}, "A step")
+    assert shown.caption == "A step" and "one batch of 16" in shown.notes[0]
+    ((name, cells),) = shown.rows
+    text = bench_training.table(rows, {"batch": 16, "steps": 30}).split()
+    assert [*name.split(), *cells] == text[-len(cells) - len(name.split()):]
     head, line = bench_training.table(rows, {"batch": 16, "steps": 30}).splitlines()
     assert head.split()[-1] == "sound" and line.split() == ["a", "2.000", "8.0", "1.00", "25%"]
 
