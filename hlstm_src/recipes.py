@@ -54,9 +54,8 @@ def _recogniser(s: Speech, title: str, cell: str = "hlstm", layers: int = 3, riv
     With `convolutions` these are pruned, too; of a `fast` one as well, and all connections go in blocks of 16, which
     any CPU multiplies by quickly. A `long` one trains for so many times the epochs, and after a quarter of them more of
     the spectrogram is blanked. `twice` does that in the usual epochs, and from then on hears each utterance twice; the
-    two have to agree: in less time than twice as `long`. With `everything` it learns from the validation speakers, too.
-    `gate_dropout` drops hidden units of the gates, the same ones in a whole utterance. `precision` is the profile's
-    unless given."""
+    two have to agree. With `everything` it learns from the validation speakers, too. `gate_dropout` drops hidden units
+    of the gates, the same ones in a whole utterance. `precision` is the profile's unless given."""
     whole, hidden = _layers(s, cell, layers), s.hidden
     most = rivals.parameters_left(_layers(s, "lstm", 5)) / s.compression
     if rival == "small-dense":
