@@ -37,6 +37,8 @@ class SpeechTask:
     def __init__(self, corpus: SpeechCorpus, batch: int = 16, limit: int | None = None, seed: int = 0,
                  augment: bool = True, ordered: int = 0, harder: int | None = None, everything: bool = False,
                  agree: float = 0.0):
+        if not agree >= 0:
+            raise ValueError(f"agree {agree} must be at least 0")
         if agree and (harder is None or not augment):
             raise ValueError(f"agree {agree}: two hearings differ only from epoch `harder` on, and with `augment`")
         self.corpus, self.batch, self.limit, self.seed, self.augment = corpus, batch, limit, seed, augment

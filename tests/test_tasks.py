@@ -126,6 +126,12 @@ def test_two_hearings_that_cannot_differ_are_refused(corpus, options):
         SpeechTask(corpus, agree=0.2, **options)
 
 
+@pytest.mark.parametrize("agree", [-0.2, float("nan")])
+def test_hearings_cannot_be_asked_to_differ(corpus, agree):
+    with pytest.raises(ValueError, match="agree .* must be at least 0"):
+        SpeechTask(corpus, agree=agree, harder=1)
+
+
 @pytest.mark.parametrize("speed", SPEEDS)
 def test_a_tone_played_at_another_speed_has_another_length_and_pitch(speed):
     t = torch.arange(16_000) / 16_000
