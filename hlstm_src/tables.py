@@ -76,7 +76,7 @@ class Table:
         if self._grouped:
             heads = pd.MultiIndex.from_tuples(self.columns)
         names = [name for name, _ in self.rows]
-        longest = min(8, max(map(len, names), default=0))
+        longest = min(8, max(map(len, [*names, *self.corner.split()]), default=0))     # letters
         frame = pd.DataFrame([cells for _, cells in self.rows], index=names, columns=heads, dtype=object)
         styles = [
             {"selector": "", "props": "border-collapse: collapse"},

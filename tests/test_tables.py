@@ -305,3 +305,10 @@ def test_a_number_and_its_percent_sign_stand_apart_on_one_line():
     text = table._repr_html_()
     for shown in (">95\u00a0%<", ">4.7\u00a0%<", ">5\u00a0% (1\u00a0% to 9.5\u00a0%)<", ">c%<", ">WER % 3<"):
         assert shown in text
+
+
+@pytest.mark.parametrize("corner, name, width", [
+    ("event", "1", 5), ("k", "1", 1), ("g", "abc", 3), ("recognisers", "1", 8)])
+def test_the_column_of_names_is_as_wide_as_its_heading_and_names_ask_for(corner, name, width):
+    text = tables.Table("tab-x", "A table", corner, [("", "a")], [(name, ["2"])])._repr_html_()
+    assert f"min-width: min({width}em, 35vw)" in text
