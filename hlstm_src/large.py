@@ -98,7 +98,7 @@ class Later:
         arrays = whole.numpy(), as_array(d), as_array(a), groups, more, self.room[key]
         add = _add_outer_by_tiles if tiled else _add_outer
         self.works.append(lambda *parts: add(*arrays, *parts))
-        if whole.shape[1] > K:
+        if whole is not total:
             self.after.append(lambda: total.copy_(whole[:, :K]))
 
     def add_rows(self, total: Tensor, d: Tensor) -> None:

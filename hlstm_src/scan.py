@@ -287,9 +287,9 @@ def scan_backward(dhs: Tensor | None, dcn: Tensor | None, x: Tensor, h: Tensor, 
 
 @scan_backward.register_fake
 def _totals(dhs, dcn, x, h, weights, biases, with_dx, *rest):
-    """Room for what `scan_backward` returns, zero where it sums up, but for weights."""
+    """Room for what `scan_backward` returns, zero where it sums up, but for weights; row by row, however those lie."""
     h, c, *db = (torch.zeros_like(s) for s in (h, h, *biases))
-    return torch.empty_like(x if with_dx else x[:0]), h, c, [torch.empty_like(w) for w in weights], db
+    return torch.empty_like(x if with_dx else x[:0]), h, c, [w.new_empty(w.shape) for w in weights], db
 
 
 def _keep(ctx, inputs, output):
