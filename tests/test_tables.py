@@ -115,6 +115,7 @@ def test_a_missing_record_is_shown_as_missing_and_never_as_nought(store):
     # Without the LSTM there is nothing to compare with; the rest of the row still stands.
     assert cell(table, COMPACT, DESK, "compression") == "–"
     assert cell(table, COMPACT, DESK, "recurrent weights") == "310 K"
+    assert any("compact, 3.1 %." in note and "accurate" not in note for note in table.notes)
     assert not any("no record yet" in note and "ds2-hlstm3-compact" in note and "desk" in note for note in table.notes)
 
 
