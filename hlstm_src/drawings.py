@@ -31,7 +31,7 @@ from .paper import short
 
 GATES = {"i": ("input", BLUE), "f": ("forget", RUST), "g": ("candidate", PINE), "o": ("output", PLUM)}
 INK = "#222222"
-PIECES = [BLUE, ORANGE, FOREST, VERMILION, SKY, PURPLE]             # far apart in lightness where they often meet
+PIECES = [BLUE, ORANGE, FOREST, SKY, VERMILION, PURPLE]             # neighbours differ in lightness, or in blue
 
 
 class _Circuit:
