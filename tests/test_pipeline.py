@@ -12,10 +12,11 @@ import time
 from fnmatch import fnmatch
 from pathlib import Path
 
+import nbformat
 import pytest
 
 import hlstm_src
-from book.tools import build, graph
+from book.tools import build, graph, render
 
 JOB = re.compile(r"^(?:local)?rule (\w+):.*?^ +output: (\S+)", re.DOTALL | re.MULTILINE)
 pytestmark = pytest.mark.xdist_group("pipeline")
@@ -158,6 +159,16 @@ def test_the_book_is_built_from_executed_chapters(built):
 def test_the_page_shows_the_profile_that_was_run(built):
     text = re.sub(r"<[^>]*>", "", built.text_of("book/draws"))
     assert 'profile = "smoke"' in text.replace("&quot;", '"') and "laptop" not in text
+
+
+def test_no_line_of_prose_begins_with_a_percent_sign():
+    said = nbformat.v4.new_output("display_data", {"text/markdown": "7.5 % live"})
+    printed = nbformat.v4.new_output("stream", text="7.5 % live")
+    made = render.dressed(nbformat.v4.new_notebook(cells=[
+        nbformat.v4.new_markdown_cell("9 % and a % sign"), nbformat.v4.new_code_cell("9 % 2",
+                                                                                          outputs=[said, printed])]))
+    assert [cell.source for cell in made.cells] == ["9\u00a0% and a % sign", "9 % 2"]
+    assert said.data["text/markdown"] == "7.5\u00a0% live" and printed.text == "7.5 % live"
 
 
 def test_with_nothing_changed_nothing_runs(built):

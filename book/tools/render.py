@@ -21,6 +21,7 @@ import nbformat
 from book.tools.graph import NOT_PAGES, PROFILES, ROOT, GraphError, pages, source
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+PERCENT = re.compile(r"(?<=\d) %")
 TOP = ("_config.yml", "_toc.yml", "references.bib")
 
 
@@ -42,7 +43,7 @@ def lay_out(profile: str, root: Path = ROOT) -> Path:
         target = stage / path.relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".md":
-            shutil.copyfile(path, target)
+            target.write_text(PERCENT.sub("\u00a0%", path.read_text(encoding="utf-8")), encoding="utf-8")
             continue
         executed = root / "_build" / "executed" / profile / path.relative_to(root)
         if not executed.is_file():
@@ -52,8 +53,14 @@ def lay_out(profile: str, root: Path = ROOT) -> Path:
 
 
 def dressed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The page shows the profile that was run: the default stays in the source, out of sight."""
+    """The page shows the profile that was run: the default stays in the source, out of sight. No line of prose begins
+    with the percent sign of a number on the line above."""
     for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = PERCENT.sub("\u00a0%", cell.source)
+        for data in (output.get("data", {}) for output in cell.get("outputs", ())):
+            if "text/markdown" in data:
+                data["text/markdown"] = PERCENT.sub("\u00a0%", data["text/markdown"])
         labels = cell.metadata.setdefault("tags", [])
         if "parameters" in labels:
             labels.append("remove-cell")
