@@ -61,7 +61,7 @@ def tab_ds2_models(profile: str, root: str | Path | None = None) -> Table:
     caption = "DeepSpeech2 models: live recurrent weights, FLOPs a frame, test errors and time"
     table = _timed(compare("tab-ds2-models", caption, "deepspeech2", rows, [*SPEECH, _quick(root)], profile, root))
     kept = [(title.rpartition(": ")[2], run[0].counts.cell) for title, _, name in rows[2:]
-            if (run := records.find("desk", name, root))]
+            if (run := records.find(RECORDED, name, root))]
     if kept:
         table.notes.insert(0, "Of the recurrent connections of a dense H-LSTM there live, where recorded: "
                               + "; ".join(f"{word}, {percent(100 * cell.nonzero_params / cell.params)} %"

@@ -164,9 +164,9 @@ def test_the_page_shows_the_profile_that_was_run(built):
 def test_no_line_of_prose_begins_with_a_percent_sign():
     said = nbformat.v4.new_output("display_data", {"text/markdown": "7.5 % live"})
     printed = nbformat.v4.new_output("stream", text="7.5 % live")
-    made = render.dressed(nbformat.v4.new_notebook(cells=[
-        nbformat.v4.new_markdown_cell("9 % and a % sign"), nbformat.v4.new_code_cell("9 % 2",
-                                                                                          outputs=[said, printed])]))
+    prose, code = nbformat.v4.new_markdown_cell("9 % and a % sign"), nbformat.v4.new_code_cell("9 % 2")
+    code.outputs = [said, printed]
+    made = render.dressed(nbformat.v4.new_notebook(cells=[prose, code]))
     assert [cell.source for cell in made.cells] == ["9\u00a0% and a % sign", "9 % 2"]
     assert said.data["text/markdown"] == "7.5\u00a0% live" and printed.text == "7.5 % live"
 

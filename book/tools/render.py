@@ -21,7 +21,6 @@ import nbformat
 from book.tools.graph import NOT_PAGES, PROFILES, ROOT, GraphError, pages, source
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-PERCENT = re.compile(r"(?<=\d) %")
 TOP = ("_config.yml", "_toc.yml", "references.bib")
 
 
@@ -43,7 +42,7 @@ def lay_out(profile: str, root: Path = ROOT) -> Path:
         target = stage / path.relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".md":
-            target.write_text(PERCENT.sub("\u00a0%", path.read_text(encoding="utf-8")), encoding="utf-8")
+            target.write_text(held(path.read_text(encoding="utf-8")), encoding="utf-8")
             continue
         executed = root / "_build" / "executed" / profile / path.relative_to(root)
         if not executed.is_file():
@@ -52,15 +51,19 @@ def lay_out(profile: str, root: Path = ROOT) -> Path:
     return stage
 
 
+def held(prose: str) -> str:
+    """Prose in which a percent sign stays with its number: no line begins with one."""
+    return re.sub(r"(?<=\d) %", "\u00a0%", prose)
+
+
 def dressed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The page shows the profile that was run: the default stays in the source, out of sight. No line of prose begins
-    with the percent sign of a number on the line above."""
+    """The page shows the profile that was run: the default stays in the source, out of sight. Its prose is `held`."""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = PERCENT.sub("\u00a0%", cell.source)
+            cell.source = held(cell.source)
         for data in (output.get("data", {}) for output in cell.get("outputs", ())):
             if "text/markdown" in data:
-                data["text/markdown"] = PERCENT.sub("\u00a0%", data["text/markdown"])
+                data["text/markdown"] = held(data["text/markdown"])
         labels = cell.metadata.setdefault("tags", [])
         if "parameters" in labels:
             labels.append("remove-cell")
