@@ -188,8 +188,8 @@ def tab_ds2_tuning(root: str | Path | None = None, profile: str = RECORDED) -> T
     heads = [("", head) for head in ("peak learning rate", "windows a frame", "ordered epochs", "else", "epochs",
                                      "until WER < 50 %", "WER %", "CER %")]
     notes = ["Of the validation speakers, greedy, after the last epoch that was trained; seed 0.",
-             "Windows a frame: 10 ms each, for one frame of the recurrent layers. Ordered epochs: so many at the start "
-             "go from short utterances to long ones."]
+             "Windows a frame: how many windows, 10 ms apart, make one frame of the recurrent layers. Ordered epochs: "
+             "so many at the start go from short utterances to long ones."]
     return Table("tab-ds2-tuning", "Recipes tried", "experiment", heads,
                  [(name, [str(cell) for cell in cells]) for name, cells in lines], notes, frozenset({"else"}),
                  missing="nothing else was changed, or WER never fell below 50 %")
