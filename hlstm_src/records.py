@@ -32,6 +32,8 @@ from .profiles import PROFILES, ROOT, home
 SCHEMA_VERSION = 1
 LOCAL = tuple(name for name, p in PROFILES.items() if not p.kept)
 KEPT = tuple(name for name, p in PROFILES.items() if p.kept)
+# Of an x86 processor, what speed depends on most: LLVM's name and ours, the widest first.
+INSTRUCTIONS = {"amx-bf16": "AMX", "avx512bf16": "AVX-512 with bfloat16", "avx512f": "AVX-512", "avx2": "AVX2"}
 PACKAGES = ("torch", "numpy", "scipy", "accelerate", "safetensors", "soundfile", "jiwer", "numba", "thop")
 
 
@@ -144,6 +146,7 @@ class Provenance(_Part):
     gpu: str | None
     cores: Natural
     threads: Natural
+    instructions: list[str] | None = None             # of INSTRUCTIONS, those that the CPU has; None: not noted
     precision: Literal["fp32", "bf16"] | None = None  # of the products in training; None: not noted
     started: Time
     ended: Time
@@ -337,6 +340,12 @@ def machine() -> tuple[str, int]:
     return " ".join((found[1] if found else platform.processor() or "unknown").split()), cores
 
 
+def processor(origin: dict) -> str:
+    """Name of the CPU in a provenance and, where that is noted, the widest of its INSTRUCTIONS."""
+    has = origin.get("instructions") or []
+    return origin["cpu"] + next((f" ({told})" for name, told in INSTRUCTIONS.items() if name in has), "")
+
+
 def _command() -> str:
     """The command line of this process, without the folders of this machine."""
     if "ipykernel" in sys.modules:
@@ -359,15 +368,18 @@ def provenance(corpus_name: str, corpus_sha256: str) -> Provenance:
     To be taken when a run starts and `closed` when it ends: it then names the commit that trained. Of a run that was
     cut off and taken up again, start, command and machine are those of the last sitting, the seconds those of all.
     """
-    import torch  # only runs need it; whoever reads records does not
+    import torch  # only runs need these; whoever reads records does not
+    from llvmlite.binding import get_host_cpu_features
 
     started = now()
     lock = ROOT / "requirements.lock"
     lock_sha256 = hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else "unknown"
     versions = {name: metadata.version(name) for name in PACKAGES if find_spec(name)}
     cpu, cores = machine()
+    has = get_host_cpu_features()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    place = {"cpu": cpu, "gpu": gpu, "cores": cores, "threads": torch.get_num_threads()}
+    place = {"cpu": cpu, "gpu": gpu, "cores": cores, "threads": torch.get_num_threads(),
+             "instructions": [name for name in INSTRUCTIONS if has.get(name)]}
     code = {"lock_sha256": lock_sha256, "versions": {"python": platform.python_version(), **versions}}
     code |= {"corpus": corpus_name, "corpus_sha256": corpus_sha256, "command": _command()}
     return Provenance(**_commit(), **code, **place, started=started, ended=started, seconds=0)

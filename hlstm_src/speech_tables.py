@@ -205,10 +205,10 @@ def speeds(root: str | Path | None = None, profile: str = RECORDED) -> dict[str,
     """
     files = [json.loads(path.read_text(encoding="utf-8"))
              for path in sorted(records.folder(profile, root).glob("speech*.json"))]
-    files.sort(key=lambda data: (data["provenance"]["cpu"], data["provenance"]["ended"]))
-    seen, found = Counter(data["provenance"]["cpu"] for data in files), {}
+    files.sort(key=lambda data: (records.processor(data["provenance"]), data["provenance"]["ended"]))
+    seen, found = Counter(records.processor(data["provenance"]) for data in files), {}
     for data in files:
-        cpu, ended = data["provenance"]["cpu"], datetime.fromisoformat(data["provenance"]["ended"])
+        cpu, ended = records.processor(data["provenance"]), datetime.fromisoformat(data["provenance"]["ended"])
         times = found[f"{cpu}, {ended:%Y-%m-%d %H:%M}" if seen[cpu] > 1 else cpu] = {}
         for row in data["latency"]:
             other = re.fullmatch(r"(ds2-[\w-]+), (torch|engine)", row["engine"])

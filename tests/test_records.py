@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -383,6 +384,15 @@ def test_provenance_names_the_commit_and_a_changed_tree(tmp_path, monkeypatch):
     (tmp_path / "inner").mkdir()
     monkeypatch.setattr(records, "ROOT", tmp_path.resolve() / "inner")
     assert records.provenance("an4", "4").commit == "unknown"
+
+
+def test_a_provenance_says_what_the_processor_can_do():
+    has = records.provenance("an4", "4").instructions
+    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+    for name in ("avx2", "avx512f"):                                       # Linux names these as LLVM does
+        assert not flags or (name in has) == (name in flags)
+    assert records.processor({"cpu": "a", "instructions": ["avx2", "avx512f"]}) == "a (AVX-512)"
+    assert records.processor({"cpu": "a", "instructions": []}) == records.processor({"cpu": "a"}) == "a"
 
 
 def test_closing_keeps_the_start_and_counts_the_time():

@@ -112,11 +112,11 @@ def test_error_rates_are_compared_on_the_same_utterances():
     assert st.paired([worse], [base]) is None and st.paired([], [base]) is None
 
 
-def measured(root, name, cpu, times, ended="2026-11-01T08:30:00+00:00"):
+def measured(root, name, cpu, times, ended="2026-11-01T08:30:00+00:00", **origin):
     """What `bench speech` writes of the compact model on that processor."""
     rows = [{"engine": engine, "microseconds": took} for engine, took in times.items()]
     (records.folder("desk", root) / f"speech-{name}.json").write_text(json.dumps(
-        {"experiment": "ds2-hlstm3-compact", "latency": rows, "provenance": {"cpu": cpu, "ended": ended}}))
+        {"experiment": "ds2-hlstm3-compact", "latency": rows, "provenance": {"cpu": cpu, "ended": ended, **origin}}))
 
 
 def test_times_of_different_processors_are_not_held_against_each_other(tmp_path):
@@ -130,6 +130,9 @@ def test_times_of_different_processors_are_not_held_against_each_other(tmp_path)
     measured(tmp_path, "0", "quick", {"engine": 10, "ds2-lstm5, engine": 20}, "2026-11-02T09:05:00+00:00")
     assert {name: times["ds2-lstm5"] for name, times in st.speeds(tmp_path).items()} == {
         "quick, 2026-11-01 08:30": 50, "quick, 2026-11-02 09:05": 20, "slow": 100}      # two machines of one name
+    measured(tmp_path, "c", "slow", {"ds2-lstm5, engine": 70}, instructions=["avx2", "avx512f"])
+    assert {"slow": 100, "slow (AVX-512)": 70}.items() <= {
+        name: times["ds2-lstm5"] for name, times in st.speeds(tmp_path).items()}.items()
 
 
 def test_the_table_of_models_tells_the_least_that_time_fell(tmp_path):
