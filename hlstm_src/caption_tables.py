@@ -202,7 +202,8 @@ def tab_neuraltalk_claims(root: str | Path | None = None, profile: str = RECORDE
              "A smaller or faster model meets a claim only if its CIDEr is no lower, in the mean of the seeds."]
     if plain := records.find(profile, PLAIN, root):     # if one layer does as well, three are no strong baseline
         found = {name: spread([at_beam(BEAM)(run).scores["cider"] for run in group])
-                 for name, group in ((PLAIN, plain), (COMPACT, runs[COMPACT]), (BASELINE, runs[BASELINE])) if group}
+                 for name, group in ((PLAIN, plain), ("accurate", runs[ACCURATE]), ("compact", runs[COMPACT]),
+                                     ("LSTM x3", runs[BASELINE])) if group}
         size = short(plain[0].counts.cell.nonzero_params)
         notes.append(f"For comparison, CIDEr at beam {BEAM}: one dense layer of LSTM ({size} weights) "
                      + found.pop(PLAIN)

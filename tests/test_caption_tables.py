@@ -116,7 +116,7 @@ def test_the_claims_name_what_one_plain_layer_does(store):
     seeds = {"nt-lstm1": (330.0, 340.0), "nt-hlstm1-compact": (331.0, 333.0)}
     assert "one dense layer" not in "".join(ct.tab_neuraltalk_claims(store()).notes)
     (note,) = (n for n in ct.tab_neuraltalk_claims(store(*three(seeds))).notes if "one dense layer of LSTM" in n)
-    assert "nt-hlstm1-compact" in note and "n=2" in note
+    assert "; compact 3" in note and "n=2" in note and "nt-" not in note
 
 
 def test_without_records_nothing_is_judged(store):
